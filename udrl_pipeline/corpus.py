@@ -1,0 +1,268 @@
+"""The teacher corpus: which rows are missing, and how they are made. Incremental by row; a killed run resumes.
+
+Row identity is `hash(intent, task, source digest, template hash, sampling, asked length, sample index)`. Rows are
+append-only. Generation fills only the keys that are missing, in chunks that are each committed.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+from tqdm import tqdm
+
+from udrl_pipeline.errors import CorruptArtifact
+from udrl_pipeline.intents import Intent
+from udrl_pipeline.intents.asset import read_intents
+from udrl_pipeline.models import digest_of
+from udrl_pipeline.recorded import recorded_rows
+from udrl_pipeline.settings import Settings, TeacherSettings
+from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
+from udrl_pipeline.tasks import Task
+from udrl_pipeline.teacher import Refusal, Reply, Request, open_engine
+from udrl_pipeline.versioning import ROW_KEY_DIGITS, canonical, code_version, content_hash, rows_hash
+
+logger = logging.getLogger(__name__)
+
+ASSET = "teacher_corpus"
+SOURCES = ("corpus.py", "tasks/__init__.py", "teacher/__init__.py")
+COLUMNS = (
+    "row_key", "task", "intent", "intent_key", "text", "tokens", "finish_reason", "engine", "engine_version", "source",
+    "template_hash", "sampling", "asked_words", "examples", "sample", "run_id", "created_at", "recorded",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A row that the corpus shall hold: everything but what the teacher will write."""
+
+    row_key: str
+    task: str
+    intent: str
+    intent_key: str
+    sample: int
+    asked_words: int
+    sampling: dict[str, Any]
+
+
+def source_digest(settings: Settings) -> str:
+    """What identifies the teacher: the digest of its weights, or the name that an endpoint without one serves it under."""
+    teacher = settings.teacher
+    if teacher.engine == "server" and teacher.model.sha256 is None:
+        return content_hash({"served": teacher.server.model}, 64)
+    return digest_of(teacher.model, settings)
+
+
+def sampling_of(teacher: TeacherSettings, asked_words: int) -> dict[str, Any]:
+    """How a row is sampled. 2.5 tokens a word leave room for the teacher to overshoot, and 20 for short rows."""
+    return {
+        "temperature": teacher.temperature,
+        "top_p": teacher.top_p,
+        "repetition_penalty": teacher.repetition_penalty,
+        "max_tokens": round(2.5 * asked_words) + 20,
+    }
+
+
+def plan(intents: list[Intent], tasks: dict[str, Task], settings: Settings, source: str) -> list[PlannedRow]:
+    """All rows that the corpus shall hold, every intent's first sample before any second one."""
+    teacher = settings.teacher
+    planned = []
+    for sample in range(teacher.samples):
+        for intent in intents:
+            for name in intent.tasks:
+                task = tasks[name]
+                asked = task.asked_words(teacher.asked_words, intent.key, sample)
+                sampling = sampling_of(teacher, asked)
+                identity = {
+                    "intent": intent.key, "task": name, "source": source, "template": task.template_hash,
+                    "sampling": sampling, "asked_words": asked, "examples": teacher.examples, "sample": sample,
+                }  # fmt: skip
+                key = content_hash(identity, ROW_KEY_DIGITS)
+                planned.append(PlannedRow(key, name, intent.text, intent.key, sample, asked, sampling))
+    # rows that share a prompt prefix stand together, which an engine with a prefix cache repays
+    return sorted(planned, key=lambda row: (row.sample, row.task, row.asked_words, row.row_key))
+
+
+def build(workspace: Workspace) -> Version:
+    """Bring the corpus up to date with the current intents: import what is recorded, generate what is missing, publish.
+
+    Raises:
+        ModelError, TeacherError: The teacher cannot be had. What was committed before is kept.
+        StoreLocked, StoreFull: The store cannot be written.
+    """
+    started, settings = time.monotonic(), workspace.settings
+    source, code = source_digest(settings), code_version(SOURCES)
+    params = {
+        **settings.teacher.model_dump(mode="json", include={"samples", "asked_words", "examples", "temperature", "top_p", "repetition_penalty"}),
+        "source": source,
+        "templates": {name: task.template_hash for name, task in workspace.tasks.items()},
+    }
+    parents = workspace.parents("intents")
+    fingerprint = workspace.fingerprint(ASSET, code, params, parents)
+    with workspace.lock(ASSET):
+        if made := workspace.reuse(ASSET, fingerprint):
+            return made
+        planned = plan(read_intents(workspace, parents["intents"]), workspace.tasks, settings, source)
+        missing = _missing(workspace, planned)
+        imported = _import_recorded(workspace, missing) if settings.teacher.recorded and missing else 0
+        missing = _missing(workspace, missing) if imported else missing
+        refused, work = _generate(workspace, missing, source)
+        return _publish(
+            workspace, planned, refused, fingerprint=fingerprint, code_version=code, params=params, parents=parents,
+            facts={"imported": imported}, started=started, work=work,
+        )  # fmt: skip
+
+
+def _missing(workspace: Workspace, planned: list[PlannedRow]) -> list[PlannedRow]:
+    with workspace.database.reader() as connection:
+        have = {key for (key,) in connection.execute("SELECT row_key FROM rows").fetchall()}
+    return [row for row in planned if row.row_key not in have]
+
+
+def _import_recorded(workspace: Workspace, missing: list[PlannedRow]) -> int:
+    """Copy recorded rows, and their scores, for the keys that are missing. Returns how many."""
+    wanted = {row.row_key for row in missing}
+    return sum(import_rows(workspace, file, wanted) for file in recorded_rows())
+
+
+def import_rows(workspace: Workspace, file: Path, wanted: set[str] | None = None) -> int:
+    """Import rows and scores from a Parquet file that `udrl corpus export` wrote; all of them, or only `wanted` keys.
+
+    A key that is already there keeps its row. Returns the number of rows that are new.
+    """
+    with workspace.database.writer() as connection:
+        keys = pd.DataFrame({"row_key": sorted(wanted)}) if wanted is not None else None
+        condition = ""
+        if keys is not None:
+            connection.register("wanted", keys)
+            condition = "WHERE row_key IN (SELECT row_key FROM wanted)"
+        before = _count(connection)
+        columns = ", ".join(COLUMNS[:-1])
+        try:
+            connection.execute(
+                f"INSERT OR IGNORE INTO rows ({columns}, recorded) SELECT {columns}, true FROM read_parquet(?) {condition}", [str(file)]
+            )
+            connection.execute(
+                f"""INSERT OR IGNORE INTO scores SELECT row_key, scorer_version, relevance FROM read_parquet(?)
+                    {condition or 'WHERE true'} AND scorer_version IS NOT NULL""",
+                [str(file)],
+            )
+        except (duckdb.BinderException, duckdb.InvalidInputException, duckdb.IOException) as error:
+            raise CorruptArtifact(
+                f"is no file of rows ({str(error).splitlines()[0]})", where=str(file), remedy="write it with `udrl corpus export`"
+            ) from error
+        return _count(connection) - before
+
+
+def export_rows(workspace: Workspace, file: Path, keys: set[str] | None = None) -> int:
+    """Write rows with their scores to a compressed Parquet file, in the order of their keys. Returns their number."""
+    with workspace.database.reader() as connection:
+        frame = connection.execute(
+            f"""SELECT {', '.join('r.' + c for c in COLUMNS[:-1])}, s.scorer_version, s.relevance
+                FROM rows r LEFT JOIN scores s USING (row_key) ORDER BY row_key, scorer_version"""
+        ).df()
+    if keys is not None:
+        frame = frame[frame.row_key.isin(keys)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}")
+    frame.to_parquet(staged, compression="zstd", compression_level=19, index=False)
+    staged.replace(file)
+    return int(frame.row_key.nunique())
+
+
+def _count(connection: duckdb.DuckDBPyConnection) -> int:
+    return int(connection.execute("SELECT count(*) FROM rows").fetchall()[0][0])
+
+
+def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> tuple[list[Quarantined], dict[str, float]]:
+    """Ask the teacher for the missing rows, chunk by chunk, each committed. Returns what it refused, and the work done."""
+    if not missing:
+        return [], {"teacher_rows": 0, "teacher_tokens": 0}
+    settings, refused, tokens, done = workspace.settings, [], 0, 0
+    logger.info("%d rows are missing; starting the teacher", len(missing))
+    engine = open_engine(settings)
+    started = time.monotonic()
+    try:
+        with tqdm(total=len(missing), unit="row", desc="teacher", disable=None) as bar:
+            for chunk in _chunks(missing, settings.teacher.chunk_rows):
+                replies = engine.generate([_request(workspace.tasks[row.task], row, settings.teacher) for row in chunk])
+                rows = []
+                for row, reply in zip(chunk, replies, strict=True):
+                    if isinstance(reply, Refusal):
+                        refused.append(Quarantined(row.row_key, "teacher refused", reply.reason, row.intent))
+                    else:
+                        tokens += reply.tokens
+                        rows.append(_record(workspace, row, reply, engine.name, engine.version, source))
+                _commit(workspace, rows)
+                bar.update(len(chunk))
+                done += len(chunk)
+                rate = done / (time.monotonic() - started)
+                logger.info("%d of %d rows, %.1f rows/s, %.0f s left", done, len(missing), rate, (len(missing) - done) / rate)
+    finally:
+        engine.close()
+    seconds = time.monotonic() - started
+    return refused, {"teacher_rows": len(missing) - len(refused), "teacher_tokens": tokens, "teacher_seconds": seconds}
+
+
+def _chunks(rows: list[PlannedRow], size: int) -> Iterator[list[PlannedRow]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _request(task: Task, row: PlannedRow, teacher: TeacherSettings) -> Request:
+    examples = task.drawn_examples(row.asked_words, teacher.examples, row.intent_key, row.sample)
+    return Request(messages=task.messages(row.intent, row.asked_words, examples), **row.sampling)
+
+
+def _record(workspace: Workspace, row: PlannedRow, reply: Reply, engine: str, version: str, source: str) -> tuple[Any, ...]:
+    task, teacher = workspace.tasks[row.task], workspace.settings.teacher
+    examples = [e.intent for e in task.drawn_examples(row.asked_words, teacher.examples, row.intent_key, row.sample)]
+    return (
+        row.row_key, row.task, row.intent, row.intent_key, reply.text, reply.tokens, reply.finish_reason, engine, version, source,
+        task.template_hash, canonical(row.sampling), row.asked_words, canonical(examples), row.sample, workspace.run_id,
+        datetime.now(UTC), False,
+    )  # fmt: skip
+
+
+def _commit(workspace: Workspace, rows: list[tuple[Any, ...]]) -> None:
+    if not rows:
+        return
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    with workspace.database.writer() as connection:
+        connection.register("frame", frame)
+        connection.execute(f"INSERT OR IGNORE INTO rows ({', '.join(COLUMNS)}) SELECT {', '.join(COLUMNS)} FROM frame")
+
+
+def _publish(workspace: Workspace, planned: list[PlannedRow], refused: list[Quarantined], *, facts: dict[str, Any], **record: Any) -> Version:
+    with workspace.database.reader() as connection:
+        connection.register("planned", pd.DataFrame({"row_key": [row.row_key for row in planned]}))
+        frame = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM rows JOIN planned USING (row_key) ORDER BY row_key").df()
+    words = frame.text.str.split().str.len()
+    facts |= {
+        "rows_per_task": {str(k): int(v) for k, v in frame.task.value_counts().sort_index().items()},
+        "engines": sorted({f"{engine} {version}" for engine, version in zip(frame.engine, frame.engine_version, strict=True)}),
+        "unfinished": int((frame.finish_reason == "length").sum()),
+        "refused": len(refused),
+        "mean_words": {str(k): round(float(v), 2) for k, v in words.groupby(frame.task).mean().items()},
+        "tokens": int(frame.tokens.sum()),
+    }
+    return workspace.record(
+        ASSET,
+        version=rows_hash(f"{key}\t{content_hash(text, 32)}\t{finish}" for key, text, finish in zip(frame.row_key, frame.text, frame.finish_reason, strict=True)),
+        rows=len(frame),
+        facts=facts,
+        quarantined=refused,
+        write=lambda folder: frame.to_parquet(folder / "rows.parquet", compression="zstd", index=False),
+        **record,
+    )
+
+
+def read_rows(workspace: Workspace, version: str) -> pd.DataFrame:
+    """The rows of a corpus version, checked against its manifest. Columns as in `COLUMNS`."""
+    workspace.check_files(ASSET, version)
+    return pd.read_parquet(workspace.version_folder(ASSET, version) / "rows.parquet")

@@ -1,0 +1,188 @@
+"""Intents: the users' short ideas, built in or from files; normalised, deduplicated and split by hash.
+
+Every line that cannot be used is set aside with its file, line and reason; a file that cannot be read at all is an
+`IntentsError`. The split depends on the normalised intent alone, so no intent is ever on two sides.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+import yaml
+
+from udrl_pipeline.settings import IntentsSettings, Settings
+from udrl_pipeline.versioning import rows_hash, unit_draw
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+#: What a student's control tokens look like; a text that holds one could command it.
+CONTROL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Intent:
+    """One idea. `key` is its normalised form; `tasks` are those that it is for, in the order of params.yaml."""
+
+    key: str
+    text: str
+    tasks: tuple[str, ...]
+    split: Split
+    source: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SetAside:
+    """A line that was not used: where it stands, why, and what it held."""
+
+    where: str
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A line of an intents file before it is judged."""
+
+    where: str
+    text: object
+    task: object = None
+    split: object = None
+
+
+@dataclass(frozen=True)
+class Intents:
+    kept: list[Intent]
+    set_aside: list[SetAside]
+    duplicates: int
+
+    @property
+    def version(self) -> str:
+        """Content hash of the intents, their tasks and their splits."""
+        return rows_hash(f"{i.key}\t{i.text}\t{','.join(i.tasks)}\t{i.split}" for i in self.kept)
+
+
+def normalise(text: str) -> str:
+    """The form in which two intents are the same: NFKC, single spaces, no case."""
+    return clean(text).casefold()
+
+
+def clean(text: str) -> str:
+    """The form in which an intent is shown to the teacher: NFKC, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def split_of(key: str, settings: IntentsSettings) -> Split:
+    """The split of a normalised intent, by its hash."""
+    draw = unit_draw("split", key)
+    if draw < settings.test:
+        return "test"
+    return "validation" if draw < settings.test + settings.validation else "train"
+
+
+def problem(text: object, max_words: int) -> str | None:
+    """Why a text cannot be an intent, or None. Also what `udrl generate` checks an idea with."""
+    if text is None:
+        return "missing column"
+    if not isinstance(text, str):
+        return "not text"
+    if any("\udc80" <= c <= "\udcff" for c in text):
+        return "not UTF-8"
+    if not text.strip():
+        return "empty"
+    if any(unicodedata.category(c) in ("Cc", "Co", "Cs", "Cn") for c in text.strip()):
+        return "control characters"
+    if CONTROL_TOKEN.search(unicodedata.normalize("NFKC", text)):
+        return "control token"
+    if not any(c.isalpha() for c in text):
+        return "not text"
+    if len(text.split()) > max_words or len(text) > max_words * 20:
+        return f"longer than {max_words} words"
+    return None
+
+
+def builtin(settings: IntentsSettings) -> list[str]:
+    """The package's own intents in the order of `seed`; the first n stay the same when more are asked for."""
+    return list(_ordered(settings.seed)[: settings.builtin])
+
+
+@cache
+def _ordered(seed: int) -> tuple[str, ...]:
+    words = yaml.safe_load((files("udrl_pipeline.intents") / "words.yaml").read_text(encoding="utf-8"))
+    placed: dict[str, float] = {}
+    for domain in words["domains"].values():
+        texts = sorted({text for pattern in domain["patterns"] for text in _fill(pattern, words["lists"])})
+        texts.sort(key=lambda text: unit_draw("builtin", seed, text))
+        for rank, text in enumerate(texts):
+            placed.setdefault(text, (rank + 0.5) / domain["share"])
+    return tuple(sorted(placed, key=lambda text: (placed[text], text)))
+
+
+def _fill(pattern: str, lists: dict[str, list[str]]) -> Iterator[str]:
+    slots = re.findall(r"{(\w+)}", pattern)
+    for choice in itertools.product(*(lists[slot] for slot in slots)):
+        yield pattern.format(**dict(zip(slots, choice, strict=True)))
+
+
+def collect(settings: Settings) -> Intents:
+    """All intents of params.yaml: the built-in ones and those of the user's files.
+
+    Raises:
+        IntentsError: A file cannot be read at all.
+    """
+    from udrl_pipeline.intents.readers import read_source
+
+    candidates = [Candidate(f"builtin:{n}", text) for n, text in enumerate(builtin(settings.intents))]
+    for source in settings.intents.sources:
+        candidates += read_source(settings.path(source), settings.root)
+    return judge(candidates, settings)
+
+
+def judge(candidates: list[Candidate], settings: Settings) -> Intents:
+    """Sort candidates into intents and what is set aside. The same intent twice counts once, for all tasks it names."""
+    texts: dict[str, str] = {}
+    tasks: dict[str, set[str]] = {}
+    splits: dict[str, tuple[Split, str]] = {}
+    sources: dict[str, str] = {}
+    set_aside: list[SetAside] = []
+    duplicates = 0
+    for candidate in candidates:
+        reason = problem(candidate.text, settings.intents.max_words) or _problem_of_columns(candidate, settings)
+        key = normalise(str(candidate.text))
+        wanted: Split | None = candidate.split or None  # type: ignore[assignment]
+        if not reason and wanted and key in splits and splits[key][0] != wanted:
+            reason = f"split {wanted} contradicts {splits[key][1]}"
+        if reason:
+            set_aside.append(SetAside(candidate.where, reason, repr(candidate.text)[:200]))
+            continue
+        duplicates += key in texts
+        # of two spellings the smaller one, so that the order of the files does not matter
+        texts[key] = min(texts.get(key, clean(str(candidate.text))), clean(str(candidate.text)))
+        tasks.setdefault(key, set()).update([str(candidate.task)] if candidate.task else settings.tasks.names)
+        sources.setdefault(key, candidate.where)
+        if wanted:
+            splits[key] = (wanted, candidate.where)
+    kept = [
+        Intent(
+            key=key,
+            text=text,
+            tasks=tuple(name for name in settings.tasks.names if name in tasks[key]),
+            split=splits[key][0] if key in splits else split_of(key, settings.intents),
+            source=sources[key],
+        )
+        for key, text in texts.items()
+    ]
+    return Intents(sorted(kept), sorted(set_aside), duplicates)
+
+
+def _problem_of_columns(candidate: Candidate, settings: Settings) -> str | None:
+    if candidate.task and candidate.task not in settings.tasks.names:
+        return f"unknown task {candidate.task!r} (tasks: {', '.join(settings.tasks.names)})"
+    if candidate.split and candidate.split not in SPLITS:
+        return f"unknown split {candidate.split!r} (splits: {', '.join(SPLITS)})"
+    return None

@@ -1,0 +1,77 @@
+"""The `intents` asset: params.yaml and the users' files -> one version of intents, with what was set aside."""
+
+import time
+
+import pandas as pd
+
+from udrl_pipeline.errors import IntentsError
+from udrl_pipeline.intents import Intent, collect
+from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace
+from udrl_pipeline.versioning import code_version
+
+ASSET = "intents"
+SOURCES = ("intents/__init__.py", "intents/readers.py", "intents/asset.py", "intents/words.yaml")
+
+
+def build(workspace: Workspace) -> Version:
+    """Collect, normalise, deduplicate and split the intents. Reads the users' files every time, so that a change is seen.
+
+    Raises:
+        IntentsError: A file cannot be read at all, or no intent is left.
+    """
+    started, settings = time.monotonic(), workspace.settings
+    code = code_version(SOURCES)
+    params = {**settings.intents.model_dump(mode="json"), "tasks": list(settings.tasks.names)}
+    with workspace.lock(ASSET):
+        intents = collect(settings)
+        if not intents.kept:
+            raise IntentsError("no intent is left", where="params.yaml: intents", remedy="set intents.builtin or intents.sources")
+        # the content of the files stands in for their names: a renamed file is the same intents
+        fingerprint = workspace.fingerprint(ASSET, code, params | {"content": intents.version}, {})
+        if made := workspace.reuse(ASSET, fingerprint):
+            return made
+        frame = pd.DataFrame(
+            [(i.key, i.text, ",".join(i.tasks), i.split, i.source) for i in intents.kept],
+            columns=["intent_key", "intent", "tasks", "split", "source"],
+        )
+        counts = frame.split.value_counts()
+        return workspace.record(
+            ASSET,
+            version=intents.version,
+            fingerprint=fingerprint,
+            code_version=code,
+            rows=len(frame),
+            params=params,
+            parents={},
+            facts={
+                "splits": {str(split): int(n) for split, n in counts.items()},
+                "builtin": int(frame.source.str.startswith("builtin:").sum()),
+                "duplicates": intents.duplicates,
+                "set_aside": len(intents.set_aside),
+            },
+            expectations=[
+                Expected(
+                    "no_intent_on_two_sides", bool(frame.intent_key.is_unique), True, {"intents": len(frame)}, "Every intent is in one split"
+                ),
+                Expected(
+                    "lines_are_usable",
+                    not intents.set_aside,
+                    False,
+                    {"set_aside": len(intents.set_aside), "first": [f"{s.where}: {s.reason}" for s in intents.set_aside[:5]]},
+                    "No line of the users' files had to be set aside",
+                ),
+            ],
+            quarantined=[Quarantined(s.where, s.reason, "", s.text) for s in intents.set_aside],
+            write=lambda folder: frame.to_parquet(folder / "intents.parquet", compression="zstd", index=False),
+            started=started,
+        )
+
+
+def read_intents(workspace: Workspace, version: str) -> list[Intent]:
+    """The intents of a version, checked against its manifest."""
+    workspace.check_files(ASSET, version)
+    frame = pd.read_parquet(workspace.version_folder(ASSET, version) / "intents.parquet")
+    return [
+        Intent(key, text, tuple(tasks.split(",")), split, source)
+        for key, text, tasks, split, source in frame.itertuples(index=False, name=None)
+    ]

@@ -1,0 +1,134 @@
+"""Users' intents files: CSV, TSV, JSONL and Parquet, or folders of them. A bad line never costs a good one."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+
+from udrl_pipeline.errors import IntentsError
+from udrl_pipeline.intents import Candidate
+
+#: How many physical lines one quoted CSV record may span before its opening quote counts as a mistake.
+MAX_RECORD_LINES = 20
+COLUMNS = ("intent", "task", "split")
+
+
+def read_source(path: Path, root: Path) -> list[Candidate]:
+    """All lines of a file or of every file in a folder, each with its place (`file:line`, relative to `root`)."""
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        if not found:
+            raise IntentsError("the folder holds no file", where=str(path), remedy="add a CSV, JSONL or Parquet file")
+        return [candidate for file in found for candidate in read_source(file, root)]
+    if not path.is_file():
+        raise IntentsError("no such file or folder", where=str(path), remedy="correct intents.sources in params.yaml")
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise IntentsError(
+            f"is no intents file ({path.suffix or 'no ending'})", where=str(path), remedy="use .csv, .tsv, .jsonl or .parquet"
+        )
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return list(reader(path, name))
+
+
+def _lines(path: Path) -> list[str]:
+    """A text file's lines; bytes that are not UTF-8 survive as surrogates, so that only their own line is set aside."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise IntentsError(f"cannot be read: {error.strerror}", where=str(path), remedy="check its permissions") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise IntentsError("is UTF-16, not UTF-8", where=str(path), remedy=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]  # not splitlines: it also cuts at \x1c, \u2028
+
+
+def _read_csv(path: Path, name: str) -> Iterator[Candidate]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    records = _records(_lines(path), delimiter)
+    _, header = next(records, (1, None))
+    columns = [column.strip().lower() for column in header or []]
+    if "intent" not in columns:
+        raise IntentsError(
+            f"has no column `intent` (columns: {', '.join(columns) or 'none'})", where=f"{path}:1", remedy="name the column in the first line"
+        )
+    for line, fields in records:
+        if isinstance(fields, str):
+            yield Candidate(f"{name}:{line}", _Malformed(fields))
+        elif fields:
+            row = dict(zip(columns, fields, strict=False))
+            yield Candidate(f"{name}:{line}", row.get("intent"), _filled(row.get("task")), _filled(row.get("split")))
+
+
+def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str | None]]:
+    """CSV records with the line on which each starts; a str where a line's quotes never close."""
+    csv.field_size_limit(2**31 - 1)
+    position = 0
+    while position < len(lines):
+        for end in range(position + 1, min(position + MAX_RECORD_LINES, len(lines)) + 1):
+            record = "\n".join(lines[position:end])
+            try:
+                rows = list(csv.reader([record], delimiter=delimiter, strict=True))
+            except csv.Error:
+                continue
+            yield position + 1, rows[0] if rows else []
+            position = end
+            break
+        else:
+            yield position + 1, lines[position]
+            position += 1
+
+
+class _Malformed:
+    """A line that has no text to judge; shown as it stands."""
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+
+    def __repr__(self) -> str:
+        return repr(self.line)
+
+
+def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
+    lines = _lines(path)
+    readable = False
+    candidates = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            candidates.append(Candidate(f"{name}:{number}", _Malformed(line)))
+            continue
+        readable = True
+        if isinstance(value, dict):
+            candidates.append(
+                Candidate(f"{name}:{number}", value.get("intent"), _filled(value.get("task")), _filled(value.get("split")))
+            )
+        else:
+            candidates.append(Candidate(f"{name}:{number}", _Malformed(line)))
+    if candidates and not readable:
+        raise IntentsError("holds no line of JSON", where=str(path), remedy='write one object a line: {"intent": "..."}')
+    yield from candidates
+
+
+def _read_parquet(path: Path, name: str) -> Iterator[Candidate]:
+    try:
+        relation = duckdb.connect().read_parquet(str(path))
+    except duckdb.Error as error:
+        raise IntentsError(f"is no readable Parquet file ({str(error).splitlines()[0]})", where=str(path), remedy="write it again") from None
+    if "intent" not in relation.columns:
+        raise IntentsError(f"has no column `intent` (columns: {', '.join(relation.columns)})", where=str(path), remedy="rename one")
+    chosen = [column for column in COLUMNS if column in relation.columns]
+    for number, row in enumerate(relation.project(", ".join(chosen)).fetchall(), 1):
+        values = dict(zip(chosen, row, strict=True))
+        yield Candidate(f"{name}:{number}", values["intent"], _filled(values.get("task")), _filled(values.get("split")))
+
+
+def _filled(value: object) -> object:
+    """An optional column's value; blank counts as not given."""
+    return (value.strip() or None) if isinstance(value, str) else value

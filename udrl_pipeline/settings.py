@@ -1,0 +1,275 @@
+"""params.yaml -> frozen, validated models. Every knob is described here, with its unit and range.
+
+`load()` reads params.yaml, lays a preset (presets/<name>.yaml) over it and validates the result. An unknown key, a wrong
+type or a value out of range is a `SettingsError` that names the key, the value and what is allowed.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from udrl_pipeline.errors import SettingsError
+
+PARAMS_ENV = "UDRL_PARAMS"
+PRESET_ENV = "UDRL_PRESET"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class ModelRef(_Settings):
+    """Where a model's files come from, and what they must hash to."""
+
+    ref: str = Field(description="wheel:package==version | path:folder | hf:org/name@revision")
+    file: str = Field("", description="The file (GGUF, safetensors) or folder inside the reference; empty: all of it")
+    sha256: Sha256 | None = Field(None, description="sha256 of the GGUF file, or of the folder's model.safetensors")
+
+
+class IntentsSettings(_Settings):
+    builtin: int = Field(4320, ge=0, description="Built-in intents to use; a larger number keeps the smaller one's")
+    seed: int = Field(13, description="Order in which the built-in intents are drawn")
+    sources: tuple[str, ...] = Field((), description="CSV, JSONL or Parquet files, or folders of them")
+    max_words: int = Field(16, ge=1, le=200, description="Longer intents go to quarantine (words)")
+    validation: Share = Field(0.05, description="Share of intents in the validation split")
+    test: Share = Field(0.05, description="Share of intents in the test split")
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> "IntentsSettings":
+        if self.validation + self.test > 0.9:
+            raise ValueError(f"validation + test = {self.validation + self.test:g} leaves less than a tenth to train on")
+        return self
+
+
+class TasksSettings(_Settings):
+    names: tuple[str, ...] = Field(("image", "template", "search"), min_length=1, description="Tasks to build")
+    folder: str | None = Field(None, description="A folder with the user's own <task>.yaml files")
+
+
+class ServerSettings(_Settings):
+    base_url: str = Field("http://127.0.0.1:8000/v1", pattern="^https?://", description="An OpenAI-compatible endpoint")
+    model: str = Field("teacher", description="The name under which the endpoint serves the model")
+    api_key_env: str = Field("UDRL_TEACHER_API_KEY", description="The environment variable with the key; never stored")
+    concurrency: int = Field(16, ge=1, le=1024, description="Requests in flight")
+    timeout_s: float = Field(60, gt=0, description="Seconds for one request")
+    retries: int = Field(4, ge=0, le=20, description="Retries of a request, with exponential backoff")
+    repetition_penalty: bool = Field(True, description="Send repetition_penalty (vLLM takes it; some servers refuse it)")
+
+
+class TeacherSettings(_Settings):
+    model: ModelRef
+    engine: Literal["auto", "transformers", "vllm", "server"] = Field(
+        "auto", description="auto: vllm where it is installed, else transformers"
+    )
+    recorded: bool = Field(True, description="Import the package's recorded rows where their keys match")
+    samples: int = Field(1, ge=1, le=1000, description="Rows per intent and task")
+    asked_words: tuple[Annotated[int, Field(ge=1, le=400)], ...] = Field(
+        min_length=1, description="Lengths to ask the teacher for (words); one is drawn per row"
+    )
+    examples: int = Field(3, ge=0, le=20, description="Example pairs shown per row, of the six nearest in length")
+    temperature: float = Field(0.5, gt=0, le=2)
+    top_p: float = Field(0.92, gt=0, le=1)
+    repetition_penalty: float = Field(1.1, ge=1, le=2)
+    seed: int = Field(7, description="Seed of the engine; row identity does not depend on it")
+    chunk_rows: int = Field(384, ge=1, description="Rows between two commits")
+    batch_rows: int = Field(32, ge=1, description="Rows per forward pass of the transformers engine")
+    max_model_len: int = Field(1024, ge=64, description="Context of the vllm engine (tokens)")
+    server: ServerSettings = ServerSettings()
+
+
+class RewardWeights(_Settings):
+    fidelity: float = Field(1.0, ge=0)
+    gain: float = Field(0.3, ge=0)
+    repetition: float = Field(0.5, ge=0)
+
+
+class RewardSettings(_Settings):
+    scorer: ModelRef
+    fidelity_cap: float = Field(0.8, gt=0, le=1, description="Relevance (cosine) above which fidelity earns nothing more")
+    gain_cap: float = Field(0.5, gt=0, le=1, description="Share of new content words above which gain earns nothing more")
+    weights: RewardWeights = RewardWeights()
+
+
+class QualitySettings(_Settings):
+    min_words: int = Field(3, ge=1, description="Shorter texts are quarantined (words)")
+    max_words: int = Field(60, ge=1, description="Longer texts are quarantined (words)")
+    max_repetition: Share = Field(0.3, description="Share of repeated word bigrams")
+    min_latin: Share = Field(0.9, description="Share of letters in Latin script; 0 switches the expectation off")
+    max_copied_example: Share = Field(0.7, description="Share of an example pair's word trigrams found in the text")
+    max_jaccard: Share = Field(0.85, description="Similarity to another row of the same intent and task")
+    min_rows_per_task: int = Field(50, ge=1, description="Training rows that every task needs")
+    max_quarantined: Share = Field(0.6, description="Share of the teacher's rows that may fail")
+    min_reward_std: float = Field(0.02, ge=0, description="Spread of rewards that every task needs")
+    max_duplicate_rate: Share = Field(0.2, description="Share of rows that may repeat another row")
+    max_drift: float = Field(0.1, ge=0, description="Change of a task's mean reward against the last version")
+
+
+class CommandSettings(_Settings):
+    words: tuple[int, int] = Field((6, 40), description="Shortest and longest length with a token of its own (words)")
+    quality_bins: int = Field(5, ge=2, le=20, description="Quantile bins of the reward, per task")
+    dropout: Share = Field(0.1, description="Share of training sequences on which a command is left out, each for itself")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "CommandSettings":
+        if not 1 <= self.words[0] < self.words[1] <= 400:
+            raise ValueError(f"words must rise from at least 1 to at most 400, not {list(self.words)}")
+        return self
+
+
+class ScratchSettings(_Settings):
+    """The GPT-2 of `init_from: scratch`."""
+
+    layers: int = Field(12, ge=1)
+    width: int = Field(768, ge=8)
+    heads: int = Field(12, ge=1)
+    vocabulary: int = Field(16384, ge=300, description="Entries of the byte-level BPE trained on the training split")
+
+
+class PruneSettings(_Settings):
+    """The cut of `init_from: pruned-teacher`."""
+
+    layers: int = Field(9, ge=1, description="Layers kept")
+    rule: Literal["ends", "even"] = Field("ends", description="ends: the first ones and the last two | even: spread evenly")
+    keep_merges: int = Field(6000, ge=0, description="The teacher's most frequent merges, kept beside those of the corpus")
+
+
+class StudentSettings(_Settings):
+    init_from: str = Field("pruned-teacher", description="scratch | pruned-teacher | previous | path:folder | hf:org/name@rev")
+    scratch: ScratchSettings = ScratchSettings()
+    prune: PruneSettings = PruneSettings()
+    seed: int = Field(11, description="Seed of initialisation, order and dropout")
+    epochs: float = Field(2.0, gt=0, description="Passes over the training rows of a run that starts anew")
+    warm_epochs: float = Field(1.0, gt=0, description="Passes of a run that starts from the previous student")
+    max_steps: int = Field(0, ge=0, description="Upper limit of optimiser steps; 0 for none")
+    batch_rows: int = Field(32, ge=1, description="Rows per optimiser step")
+    learning_rate: float = Field(8e-4, gt=0)
+    warmup: Share = Field(0.05, description="Share of the steps in which the learning rate rises")
+    weight_decay: float = Field(0.01, ge=0)
+    max_tokens: int = Field(128, ge=16, description="Longest sequence (tokens); longer rows are quarantined by length before")
+    save_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints")
+
+
+class LlmComparator(_Settings):
+    """Another model to compare with: any engine and model; one that cannot be loaded is shown as `not measured`."""
+
+    name: str
+    model: ModelRef
+    engine: Literal["auto", "transformers", "vllm", "server"] = "auto"
+    server: ServerSettings = ServerSettings()
+
+
+class EvaluationSettings(_Settings):
+    intents: int = Field(100, ge=1, description="Held-out intents that every figure is computed on")
+    sweep_intents: int = Field(40, ge=1, description="Validation intents on which the shipped command is chosen")
+    lengths: tuple[int, ...] = Field((8, 12, 16, 24, 32), min_length=1, description="Commanded lengths to test (words)")
+    length_intents: int = Field(40, ge=1, description="Held-out intents per commanded length")
+    temperature: float = Field(0.5, ge=0, le=2, description="Sampling temperature of the students; 0 is greedy")
+    top_p: float = Field(0.92, gt=0, le=1)
+    repetition_penalty: float = Field(1.1, ge=1, le=2)
+    seed: int = 5
+    judge_rows: int = Field(150, ge=1, description="Texts per system and task that the second judge reads")
+    bootstrap: int = Field(2000, ge=100, description="Resamples of intents behind each 95% interval")
+    latency_repeats: int = Field(8, ge=2, description="Single requests timed per system")
+    comparators: tuple[LlmComparator, ...] = ()
+
+
+class Settings(_Settings):
+    artifacts: str = Field("artifacts", description="Folder of versions, DuckDB file and caches, relative to params.yaml")
+    intents: IntentsSettings = IntentsSettings()
+    tasks: TasksSettings = TasksSettings()
+    teacher: TeacherSettings
+    rewards: RewardSettings
+    quality: QualitySettings = QualitySettings()
+    commands: CommandSettings = CommandSettings()
+    student: StudentSettings = StudentSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    schedule: str = Field("0 3 * * *", description="Cron of the retraining schedule (UTC); the schedule is off by default")
+
+    _root: Path = Path()
+
+    @property
+    def root(self) -> Path:
+        """The folder of params.yaml; every relative path in it starts here."""
+        return self._root
+
+    @property
+    def artifacts_folder(self) -> Path:
+        return self.root / self.artifacts
+
+    def path(self, text: str) -> Path:
+        """A path from params.yaml: absolute, or relative to the folder of params.yaml."""
+        return self.root / Path(text).expanduser()
+
+
+def load(path: Path | str | None = None, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read params.yaml (default: $UDRL_PARAMS, else ./params.yaml), the preset and overrides such as `{"student.seed": 3}`.
+
+    Raises:
+        SettingsError: A file is missing or malformed, a key unknown, a value of the wrong type or out of range.
+    """
+    path = Path(path or os.environ.get(PARAMS_ENV) or "params.yaml").absolute()
+    values = _read_yaml(path)
+    preset = preset if preset is not None else os.environ.get(PRESET_ENV, "")
+    if preset:
+        values = _merge(values, _read_yaml(_preset_file(path, preset)))
+    for key, value in (overrides or {}).items():
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = _merge(values, nested)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error), where=str(path), remedy="udrl_pipeline/settings.py describes every key") from None
+    settings._root = path.parent
+    return settings
+
+
+def _preset_file(params: Path, preset: str) -> Path:
+    file = params.parent / "presets" / f"{preset}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(p.stem for p in file.parent.glob("*.yaml"))) or "none"
+        raise SettingsError(f"no preset named {preset!r}", where=str(file), remedy=f"presets here: {known}")
+    return file
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("no such file", where=str(path), remedy="run in the project's folder, or pass --params") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot be read: {error}", where=str(path), remedy="make it a readable UTF-8 file") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"not valid YAML: {error}", where=str(path), remedy="mend the line that is named") from None
+    if not isinstance(values, dict):
+        raise SettingsError("holds no mapping of keys", where=str(path), remedy="start from the project's params.yaml")
+    return values
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key} is missing")
+        else:
+            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+    return "; ".join(lines)

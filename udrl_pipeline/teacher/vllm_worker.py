@@ -1,0 +1,66 @@
+"""The child process of `VllmEngine`: one JSON line in (a batch of requests), one JSON line out (their replies)."""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from typing import Any
+
+
+def main() -> None:
+    # vLLM and its children print to standard output: keep the pipe for answers, send everything else to standard error
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    batches: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read_until_the_parent_ends, args=(batches,), daemon=True).start()
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    from vllm import LLM, SamplingParams
+
+    options = json.loads(sys.argv[1])
+    try:
+        engine = LLM(dtype="bfloat16", enforce_eager=True, disable_log_stats=True, **options)
+    except (ValueError, RuntimeError, OSError) as error:
+        answer({"error": f"vLLM does not start with {options['model']}: {error}"})
+        return
+    answer("ready")
+    tokenizer = engine.get_tokenizer()
+    while True:
+        requests = json.loads(batches.get())
+        prompts = [tokenizer.apply_chat_template(r["messages"], tokenize=False, add_generation_prompt=True) for r in requests]
+        tokens = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        fits = [len(t) + r["max_tokens"] <= options["max_model_len"] for t, r in zip(tokens, requests, strict=True)]
+        outputs = iter(
+            engine.generate(
+                [{"prompt_token_ids": t} for t, fit in zip(tokens, fits, strict=True) if fit],
+                # no per-request seed: it crashes the CPU worker (see docs/decisions.md)
+                [_sampling(SamplingParams, r) for r, fit in zip(requests, fits, strict=True) if fit],
+                use_tqdm=False,
+            )
+        )
+        answer([_reply(next(outputs)) if fit else {"reason": "prompt longer than teacher.max_model_len"} for fit in fits])
+
+
+def _sampling(params: Any, request: dict[str, Any]) -> Any:
+    names = ("temperature", "top_p", "repetition_penalty", "max_tokens")
+    return params(stop=["\n"], **{name: request[name] for name in names})
+
+
+def _reply(output: Any) -> dict[str, Any]:
+    best = output.outputs[0]
+    return {"text": best.text.strip(), "tokens": len(best.token_ids), "finish_reason": best.finish_reason}
+
+
+def _read_until_the_parent_ends(batches: "queue.Queue[str]") -> None:
+    for line in sys.stdin:
+        batches.put(line)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
