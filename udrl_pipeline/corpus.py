@@ -16,12 +16,13 @@ import duckdb
 import pandas as pd
 from tqdm import tqdm
 
-from udrl_pipeline.errors import CorruptArtifact
+from udrl_pipeline.errors import CorruptArtifact, IntentsError, StoreFull, TeacherError
 from udrl_pipeline.intents import Intent
 from udrl_pipeline.intents.asset import read_intents
 from udrl_pipeline.models import digest_of
 from udrl_pipeline.recorded import recorded_rows
 from udrl_pipeline.settings import Settings, TeacherSettings
+from udrl_pipeline.store.database import translate, typed_errors
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 from udrl_pipeline.tasks import Task
 from udrl_pipeline.teacher import Refusal, Reply, Request, open_engine
@@ -92,7 +93,7 @@ def build(workspace: Workspace) -> Version:
     """Bring the corpus up to date with the current intents: import what is recorded, generate what is missing, publish.
 
     Raises:
-        ModelError, TeacherError: The teacher cannot be had. What was committed before is kept.
+        ModelError, TeacherError: The teacher cannot be had, or refuses every row. What was committed before is kept.
         StoreLocked, StoreFull: The store cannot be written.
     """
     started, settings = time.monotonic(), workspace.settings
@@ -107,7 +108,14 @@ def build(workspace: Workspace) -> Version:
     with workspace.lock(ASSET):
         if made := workspace.reuse(ASSET, fingerprint):
             return made
-        planned = plan(read_intents(workspace, parents["intents"]), workspace.tasks, settings, source)
+        intents = read_intents(workspace, parents["intents"])
+        if gone := sorted({task for intent in intents for task in intent.tasks} - workspace.tasks.keys()):
+            raise IntentsError(
+                f"the intents name tasks that are no longer there: {', '.join(gone)}",
+                where=f"intents {parents['intents']}",
+                remedy="run `udrl run --select intents` first",
+            )
+        planned = plan(intents, workspace.tasks, settings, source)
         missing = _missing(workspace, planned)
         imported = _import_recorded(workspace, missing) if settings.teacher.recorded and missing else 0
         missing = _missing(workspace, missing) if imported else missing
@@ -152,7 +160,9 @@ def import_rows(workspace: Workspace, file: Path, wanted: set[str] | None = None
                     {condition or 'WHERE true'} AND scorer_version IS NOT NULL""",
                 [str(file)],
             )
-        except (duckdb.BinderException, duckdb.InvalidInputException, duckdb.IOException) as error:
+        except duckdb.Error as error:
+            if isinstance(translate(error, file), StoreFull):
+                raise  # the disk's fault, not the file's
             raise CorruptArtifact(
                 f"is no file of rows ({str(error).splitlines()[0]})", where=str(file), remedy="write it with `udrl corpus export`"
             ) from error
@@ -168,10 +178,14 @@ def export_rows(workspace: Workspace, file: Path, keys: set[str] | None = None) 
         ).df()
     if keys is not None:
         frame = frame[frame.row_key.isin(keys)]
-    file.parent.mkdir(parents=True, exist_ok=True)
     staged = file.with_name(f".{file.name}")
-    frame.to_parquet(staged, compression="zstd", compression_level=19, index=False)
-    staged.replace(file)
+    with typed_errors(file):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            frame.to_parquet(staged, compression="zstd", compression_level=19, index=False)
+            staged.replace(file)
+        finally:
+            staged.unlink(missing_ok=True)
     return int(frame.row_key.nunique())
 
 
@@ -190,7 +204,7 @@ def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> t
     try:
         with tqdm(total=len(missing), unit="row", desc="teacher", disable=None) as bar:
             for chunk in _chunks(missing, settings.teacher.chunk_rows):
-                replies = engine.generate([_request(workspace.tasks[row.task], row, settings.teacher) for row in chunk])
+                replies = engine.generate([request(workspace.tasks[row.task], row, settings.teacher) for row in chunk])
                 rows = []
                 for row, reply in zip(chunk, replies, strict=True):
                     if isinstance(reply, Refusal):
@@ -214,7 +228,8 @@ def _chunks(rows: list[PlannedRow], size: int) -> Iterator[list[PlannedRow]]:
         yield rows[start : start + size]
 
 
-def _request(task: Task, row: PlannedRow, teacher: TeacherSettings) -> Request:
+def request(task: Task, row: PlannedRow, teacher: TeacherSettings) -> Request:
+    """What the teacher is asked for a planned row."""
     examples = task.drawn_examples(row.asked_words, teacher.examples, row.intent_key, row.sample)
     return Request(messages=task.messages(row.intent, row.asked_words, examples), **row.sampling)
 
@@ -242,6 +257,12 @@ def _publish(workspace: Workspace, planned: list[PlannedRow], refused: list[Quar
     with workspace.database.reader() as connection:
         connection.register("planned", pd.DataFrame({"row_key": [row.row_key for row in planned]}))
         frame = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM rows JOIN planned USING (row_key) ORDER BY row_key").df()
+    if frame.empty:
+        raise TeacherError(
+            f"the teacher refused all of its {len(refused)} rows; the first one: {refused[0].detail}",
+            where="params.yaml: teacher",
+            remedy="correct what it names, or ask another teacher",
+        )
     words = frame.text.str.split().str.len()
     facts |= {
         "rows_per_task": {str(k): int(v) for k, v in frame.task.value_counts().sort_index().items()},

@@ -43,6 +43,10 @@ class StoreFull(UdrlError):
     """The disk is full; what was committed before is intact."""
 
 
+class StoreUnwritable(UdrlError):
+    """The artifacts folder or a file in it cannot be written."""
+
+
 class CorruptArtifact(UdrlError):
     """A version's folder does not hold what its manifest says."""
 

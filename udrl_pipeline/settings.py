@@ -5,24 +5,37 @@ type or a value out of range is a `SettingsError` that names the key, the value 
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from udrl_pipeline.errors import SettingsError
 
 PARAMS_ENV = "UDRL_PARAMS"
 PRESET_ENV = "UDRL_PRESET"
 
+#: The fields of a cron expression and their ranges.
+CRON_RANGES = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes`, `on` and `true` as a truth value, which would count as the number 1."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError(f"must not be {'yes' if value else 'no'} (true or false)")
+        return value
 
 
 class ModelRef(_Settings):
@@ -52,9 +65,15 @@ class TasksSettings(_Settings):
     names: tuple[str, ...] = Field(("image", "template", "search"), min_length=1, description="Tasks to build")
     folder: str | None = Field(None, description="A folder with the user's own <task>.yaml files")
 
+    @model_validator(mode="after")
+    def _each_once(self) -> "TasksSettings":
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"names holds {', '.join(twice)} more than once")
+        return self
+
 
 class ServerSettings(_Settings):
-    base_url: str = Field("http://127.0.0.1:8000/v1", pattern="^https?://", description="An OpenAI-compatible endpoint")
+    base_url: str = Field("http://127.0.0.1:8000/v1", pattern="^https?://[^/@]+(/.*)?$", description="An OpenAI-compatible endpoint, without a password")
     model: str = Field("teacher", description="The name under which the endpoint serves the model")
     api_key_env: str = Field("UDRL_TEACHER_API_KEY", description="The environment variable with the key; never stored")
     concurrency: int = Field(16, ge=1, le=1024, description="Requests in flight")
@@ -159,25 +178,39 @@ class StudentSettings(_Settings):
 class LlmComparator(_Settings):
     """Another model to compare with: any engine and model; one that cannot be loaded is shown as `not measured`."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,60}$", description="Its name in the report")
     model: ModelRef
     engine: Literal["auto", "transformers", "vllm", "server"] = "auto"
     server: ServerSettings = ServerSettings()
 
 
 class EvaluationSettings(_Settings):
-    intents: int = Field(100, ge=1, description="Held-out intents that every figure is computed on")
+    intents: int = Field(100, ge=2, description="Held-out intents per task that every system is compared on")
     sweep_intents: int = Field(40, ge=1, description="Validation intents on which the shipped command is chosen")
-    lengths: tuple[int, ...] = Field((8, 12, 16, 24, 32), min_length=1, description="Commanded lengths to test (words)")
-    length_intents: int = Field(40, ge=1, description="Held-out intents per commanded length")
+    quality_intents: int = Field(50, ge=2, description="Held-out intents per task and commanded quality")
+    lengths: tuple[Annotated[int, Field(ge=1, le=400)], ...] = Field(
+        (8, 12, 16, 24, 32), min_length=1, description="Commanded lengths to test (words)"
+    )
+    length_intents: int = Field(40, ge=2, description="Held-out intents per task and commanded length")
     temperature: float = Field(0.5, ge=0, le=2, description="Sampling temperature of the students; 0 is greedy")
     top_p: float = Field(0.92, gt=0, le=1)
     repetition_penalty: float = Field(1.1, ge=1, le=2)
-    seed: int = 5
-    judge_rows: int = Field(150, ge=1, description="Texts per system and task that the second judge reads")
-    bootstrap: int = Field(2000, ge=100, description="Resamples of intents behind each 95% interval")
-    latency_repeats: int = Field(8, ge=2, description="Single requests timed per system")
-    comparators: tuple[LlmComparator, ...] = ()
+    seed: int = Field(5, ge=0, description="Seed of the students' sampling and of the bootstrap")
+    judge_rows: int = Field(40, ge=2, description="Texts per system and task that the second judge reads")
+    bootstrap: int = Field(2000, ge=100, description="Draws of the intents behind each 95% interval")
+    latency_repeats: int = Field(8, ge=2, description="Single requests timed per model")
+    latency_tokens: int = Field(32, ge=1, description="New tokens of each timed request, the same for every model")
+    latency_batch: int = Field(8, ge=1, description="Requests of the batch that tells the throughput")
+    comparators: tuple[LlmComparator, ...] = Field((), description="Other models to compare with")
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> "EvaluationSettings":
+        names = [comparator.name for comparator in self.comparators]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two comparators have the same name: {', '.join(names)}")
+        if taken := sorted({"teacher", "teacher_kept", "teacher_without_examples"}.intersection(names)):
+            raise ValueError(f"a comparator cannot be called {taken[0]!r}")
+        return self
 
 
 class Settings(_Settings):
@@ -192,6 +225,18 @@ class Settings(_Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     schedule: str = Field("0 3 * * *", description="Cron of the retraining schedule (UTC); the schedule is off by default")
 
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, schedule: str) -> str:
+        fields = schedule.split()
+        if len(fields) != len(CRON_RANGES):
+            raise ValueError("must have five fields (minute hour day month weekday), such as `0 3 * * *`")
+        for field, (name, lowest, highest) in zip(fields, CRON_RANGES, strict=True):
+            numbers = [int(number) for number in re.findall(r"(?<!/)\b\d+", field)]
+            if not re.fullmatch(r"[\w*/,-]+", field) or not all(lowest <= number <= highest for number in numbers):
+                raise ValueError(f"{name} is {field!r}, not * or something from {lowest} to {highest}")
+        return schedule
+
     _root: Path = Path()
 
     @property
@@ -201,7 +246,7 @@ class Settings(_Settings):
 
     @property
     def artifacts_folder(self) -> Path:
-        return self.root / self.artifacts
+        return self.path(self.artifacts)
 
     def path(self, text: str) -> Path:
         """A path from params.yaml: absolute, or relative to the folder of params.yaml."""
@@ -271,5 +316,6 @@ def _explain(error: ValidationError) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
         else:
-            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+            value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+            lines.append(f"{key}{value}: {problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

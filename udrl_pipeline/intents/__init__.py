@@ -53,6 +53,8 @@ class Candidate:
     text: object
     task: object = None
     split: object = None
+    #: why the line could not even be taken apart; `text` is then the whole line
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def problem(text: object, max_words: int) -> str | None:
         return "not UTF-8"
     if not text.strip():
         return "empty"
-    if any(unicodedata.category(c) in ("Cc", "Co", "Cs", "Cn") for c in text.strip()):
+    if any(unicodedata.category(c) in ("Cc", "Co", "Cs") or _is_noncharacter(c) for c in text.strip()):
         return "control characters"
     if CONTROL_TOKEN.search(unicodedata.normalize("NFKC", text)):
         return "control token"
@@ -104,6 +106,11 @@ def problem(text: object, max_words: int) -> str | None:
     if len(text.split()) > max_words or len(text) > max_words * 20:
         return f"longer than {max_words} words"
     return None
+
+
+def _is_noncharacter(character: str) -> bool:
+    code = ord(character)
+    return 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
 
 
 def builtin(settings: IntentsSettings) -> list[str]:
@@ -152,7 +159,7 @@ def judge(candidates: list[Candidate], settings: Settings) -> Intents:
     set_aside: list[SetAside] = []
     duplicates = 0
     for candidate in candidates:
-        reason = problem(candidate.text, settings.intents.max_words) or _problem_of_columns(candidate, settings)
+        reason = candidate.fault or problem(candidate.text, settings.intents.max_words) or _problem_of_columns(candidate, settings)
         key = normalise(str(candidate.text))
         wanted: Split | None = candidate.split or None  # type: ignore[assignment]
         if not reason and wanted and key in splits and splits[key][0] != wanted:

@@ -7,7 +7,7 @@ import pandas as pd
 from udrl_pipeline.errors import IntentsError
 from udrl_pipeline.intents import Intent, collect
 from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace
-from udrl_pipeline.versioning import code_version
+from udrl_pipeline.versioning import code_version, rows_hash
 
 ASSET = "intents"
 SOURCES = ("intents/__init__.py", "intents/readers.py", "intents/asset.py", "intents/words.yaml")
@@ -26,8 +26,9 @@ def build(workspace: Workspace) -> Version:
         intents = collect(settings)
         if not intents.kept:
             raise IntentsError("no intent is left", where="params.yaml: intents", remedy="set intents.builtin or intents.sources")
-        # the content of the files stands in for their names: a renamed file is the same intents
-        fingerprint = workspace.fingerprint(ASSET, code, params | {"content": intents.version}, {})
+        # what the files hold counts, not when they were written; a new bad line must reach the quarantine too
+        set_aside = rows_hash(f"{s.where}\t{s.reason}\t{s.text}" for s in intents.set_aside)
+        fingerprint = workspace.fingerprint(ASSET, code, params | {"content": intents.version, "set_aside": set_aside}, {})
         if made := workspace.reuse(ASSET, fingerprint):
             return made
         frame = pd.DataFrame(

@@ -18,7 +18,7 @@ COLUMNS = ("intent", "task", "split")
 def read_source(path: Path, root: Path) -> list[Candidate]:
     """All lines of a file or of every file in a folder, each with its place (`file:line`, relative to `root`)."""
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
         if not found:
             raise IntentsError("the folder holds no file", where=str(path), remedy="add a CSV, JSONL or Parquet file")
         return [candidate for file in found for candidate in read_source(file, root)]
@@ -49,21 +49,26 @@ def _lines(path: Path) -> list[str]:
 def _read_csv(path: Path, name: str) -> Iterator[Candidate]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     records = _records(_lines(path), delimiter)
-    _, header = next(records, (1, None))
-    columns = [column.strip().lower() for column in header or []]
+    _, header = next(records)
+    columns = [header] if isinstance(header, str) else [column.strip().lower() for column in header]
     if "intent" not in columns:
         raise IntentsError(
-            f"has no column `intent` (columns: {', '.join(columns) or 'none'})", where=f"{path}:1", remedy="name the column in the first line"
+            f"has no column `intent` (columns: {', '.join(columns) or 'none'})",
+            where=f"{path}:1",
+            remedy=f"name the columns in the first line, with a {'tab' if delimiter == chr(9) else 'comma'} between them",
         )
     for line, fields in records:
+        where = f"{name}:{line}"
         if isinstance(fields, str):
-            yield Candidate(f"{name}:{line}", _Malformed(fields))
+            yield Candidate(where, fields, fault="quotes that do not close")
+        elif any(fields[len(columns) :]):
+            yield Candidate(where, delimiter.join(fields), fault=f"{len(fields)} fields in {len(columns)} columns (quote a text that holds a comma)")
         elif fields:
             row = dict(zip(columns, fields, strict=False))
-            yield Candidate(f"{name}:{line}", row.get("intent"), _filled(row.get("task")), _filled(row.get("split")))
+            yield Candidate(where, row.get("intent"), _filled(row.get("task")), _filled(row.get("split")))
 
 
-def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str | None]]:
+def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
     """CSV records with the line on which each starts; a str where a line's quotes never close."""
     csv.field_size_limit(2**31 - 1)
     position = 0
@@ -82,16 +87,6 @@ def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] 
             position += 1
 
 
-class _Malformed:
-    """A line that has no text to judge; shown as it stands."""
-
-    def __init__(self, line: str) -> None:
-        self.line = line
-
-    def __repr__(self) -> str:
-        return repr(self.line)
-
-
 def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
     lines = _lines(path)
     readable = False
@@ -101,8 +96,8 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
             continue
         try:
             value = json.loads(line)
-        except ValueError:
-            candidates.append(Candidate(f"{name}:{number}", _Malformed(line)))
+        except (ValueError, RecursionError):
+            candidates.append(Candidate(f"{name}:{number}", line, fault="not JSON"))
             continue
         readable = True
         if isinstance(value, dict):
@@ -110,7 +105,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
                 Candidate(f"{name}:{number}", value.get("intent"), _filled(value.get("task")), _filled(value.get("split")))
             )
         else:
-            candidates.append(Candidate(f"{name}:{number}", _Malformed(line)))
+            candidates.append(Candidate(f"{name}:{number}", line, fault="no JSON object"))
     if candidates and not readable:
         raise IntentsError("holds no line of JSON", where=str(path), remedy='write one object a line: {"intent": "..."}')
     yield from candidates
@@ -119,12 +114,14 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
 def _read_parquet(path: Path, name: str) -> Iterator[Candidate]:
     try:
         relation = duckdb.connect().read_parquet(str(path))
+        named = {column.lower(): column for column in relation.columns}
+        chosen = [column for column in COLUMNS if column in named]
+        rows = relation.select(*(duckdb.ColumnExpression(named[column]) for column in chosen)).fetchall() if "intent" in named else []
     except duckdb.Error as error:
         raise IntentsError(f"is no readable Parquet file ({str(error).splitlines()[0]})", where=str(path), remedy="write it again") from None
-    if "intent" not in relation.columns:
+    if "intent" not in named:
         raise IntentsError(f"has no column `intent` (columns: {', '.join(relation.columns)})", where=str(path), remedy="rename one")
-    chosen = [column for column in COLUMNS if column in relation.columns]
-    for number, row in enumerate(relation.project(", ".join(chosen)).fetchall(), 1):
+    for number, row in enumerate(rows, 1):
         values = dict(zip(chosen, row, strict=True))
         yield Candidate(f"{name}:{number}", values["intent"], _filled(values.get("task")), _filled(values.get("split")))
 

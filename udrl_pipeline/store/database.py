@@ -8,16 +8,28 @@ import errno
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
 import duckdb
+from filelock import FileLock
 
-from udrl_pipeline.errors import CorruptArtifact, StoreFull, StoreLocked
+from udrl_pipeline.errors import CorruptArtifact, StoreFull, StoreLocked, StoreUnwritable, UdrlError
 
 logger = logging.getLogger(__name__)
+
+#: How DuckDB says what a user can cause. Whole phrases: "lock" alone is also in "block" and in folders' names.
+LOCKED = ("Could not set lock on file", "being used by another process")
+DAMAGED = (
+    "not a valid DuckDB database file", "Corrupt database file", "Corrupt WAL file", "Failure while replaying WAL", "Could not read enough bytes",
+    "checksum", "Serialization Error",
+)  # fmt: skip
+FULL = ("No space left on device", "Disk quota exceeded")
+FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = ("Permission denied", "Read-only file system", "Not a directory", "Is a directory", "File exists")
+UNWRITABLE_NUMBERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class Database:
@@ -29,38 +41,67 @@ class Database:
 
     @contextmanager
     def writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """One transaction: committed at the end of the block, rolled back if the block raises."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = self._connect(read_only=False)
-        try:
-            if not self._migrated:
-                _migrate(connection)
-                self._migrated = True
+        """One transaction: committed at the end of the block, rolled back if the block raises.
+
+        Raises:
+            StoreLocked, StoreFull, StoreUnwritable, CorruptArtifact: What stands in the way; nothing was written.
+        """
+        self._make()
+        with typed_errors(self.path), closing(self._connect(read_only=False)) as connection:
             connection.begin()
             try:
                 yield connection
             except BaseException:
-                connection.rollback()
+                with suppress(duckdb.Error):  # an error such as a full disk has ended the transaction already
+                    connection.rollback()
                 raise
             connection.commit()
-        except (duckdb.Error, OSError) as error:
-            raise translate(error, self.path) from error
-        finally:
-            connection.close()
 
     @contextmanager
     def reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection; several processes may hold one at a time."""
-        if not self._migrated:
-            if not self.path.exists() or _schema_is_old(self._connect(read_only=True)):
-                with self.writer():
-                    pass
-            self._migrated = True
-        connection = self._connect(read_only=True)
-        try:
+        """A read-only connection; several processes may hold one at a time.
+
+        Raises:
+            StoreLocked, CorruptArtifact: Another process writes, or the file is damaged.
+        """
+        self._make()
+        with typed_errors(self.path), closing(self._connect(read_only=True)) as connection:
             yield connection
-        finally:
-            connection.close()
+
+    def _make(self) -> None:
+        """Make the file if there is none, and bring it to the newest schema."""
+        if self._migrated and self.path.exists():
+            return
+        with typed_errors(self.path):
+            if not self._is_there():
+                self._create()
+            elif self._schema_is_old():
+                with closing(self._connect(read_only=False)) as connection:
+                    _migrate(connection)
+        self._migrated = True
+
+    def _schema_is_old(self) -> bool:
+        with closing(self._connect(read_only=True)) as connection:
+            return not set(_migrations()) <= _applied(connection)
+
+    def _is_there(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0  # an empty file is what is left when making it failed
+
+    def _create(self) -> None:
+        """Make the file aside and rename it, so that a kill or a full disk leaves no half of one behind."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        staged = self.path.with_name(f".{self.path.name}.new")
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            if self._is_there():
+                return  # another process was first
+            try:
+                for left in (staged, staged.with_name(f"{staged.name}.wal")):
+                    left.unlink(missing_ok=True)
+                with closing(duckdb.connect(str(staged))) as connection:
+                    _migrate(connection)
+                staged.rename(self.path)
+            finally:
+                staged.unlink(missing_ok=True)
 
     def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
         deadline, told = time.monotonic() + self.wait_s, False
@@ -68,31 +109,53 @@ class Database:
             try:
                 return duckdb.connect(str(self.path), read_only=read_only)
             except duckdb.Error as error:
-                if "lock" not in str(error).lower() or time.monotonic() > deadline:
-                    raise translate(error, self.path) from error
+                if not _says(error, LOCKED) or time.monotonic() > deadline:
+                    raise
                 if not told:
                     logger.warning("%s is in use by another process; waiting up to %.0f s", self.path, self.wait_s)
                     told = True
                 time.sleep(0.2)
 
 
+@contextmanager
+def typed_errors(path: Path) -> Iterator[None]:
+    """Raise what the block raises; in its typed form, where a user can cause it."""
+    try:
+        yield
+    except Exception as error:
+        typed = translate(error, path)
+        if typed is error:
+            raise
+        raise typed from error
+
+
+def _says(error: Exception, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in str(error) for phrase in phrases)
+
+
 def translate(error: Exception, path: Path) -> Exception:
     """The typed error behind a DuckDB or operating-system error, or the error itself where it is a programming fault."""
-    text = str(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "disk is full" in text.lower():
+    if isinstance(error, UdrlError):
+        return error
+    number, first_line = getattr(error, "errno", None), (str(error).splitlines() or [""])[0]
+    from_duckdb = isinstance(error, duckdb.Error)
+    if number in FULL_NUMBERS or _says(error, FULL):  # some writers (safetensors) pass on the words only
         return StoreFull(
             "the disk is full", where=str(path), remedy="free some space and run again: everything committed is kept"
         )
-    if isinstance(error, duckdb.Error) and "lock" in text.lower():
+    if number in UNWRITABLE_NUMBERS or (from_duckdb and _says(error, UNWRITABLE)):
+        return StoreUnwritable(
+            f"cannot be written ({first_line})", where=str(path), remedy="set `artifacts` in params.yaml to a folder that you may write to"
+        )
+    if from_duckdb and _says(error, LOCKED):
         return StoreLocked(
-            f"another process holds the file ({text.splitlines()[0]})",
+            f"another process holds the file ({first_line})",
             where=str(path),
             remedy="wait for the other run to end, or close the program (a DuckDB shell, a notebook) that has it open",
         )
-    broken = "not a valid DuckDB database file", "Corrupt", "checksum", "Serialization"
-    if isinstance(error, duckdb.Error) and any(word in text for word in broken):
+    if from_duckdb and _says(error, DAMAGED):
         return CorruptArtifact(
-            f"the DuckDB file is damaged ({text.splitlines()[0]})",
+            f"the DuckDB file is damaged ({first_line})",
             where=str(path),
             remedy="restore it from a backup, or move it away: published versions stay in their folders",
         )
@@ -107,13 +170,6 @@ def _applied(connection: duckdb.DuckDBPyConnection) -> set[str]:
 def _migrations() -> dict[str, str]:
     folder = files("udrl_pipeline.store") / "migrations"
     return {f.name: f.read_text(encoding="utf-8") for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".sql")}
-
-
-def _schema_is_old(connection: duckdb.DuckDBPyConnection) -> bool:
-    try:
-        return not set(_migrations()) <= _applied(connection)
-    finally:
-        connection.close()
 
 
 def _migrate(connection: duckdb.DuckDBPyConnection) -> None:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from udrl_pipeline.errors import CorruptArtifact, StoreLocked, UdrlError
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store.database import Database, translate
+from udrl_pipeline.store.database import Database, typed_errors
 from udrl_pipeline.tasks import Task, load_tasks
 from udrl_pipeline.versioning import canonical, content_hash, files_sha256
 
@@ -88,7 +88,8 @@ class Workspace:
     def scratch_folder(self, asset: str, name: str) -> Path:
         """A folder for work in progress that outlives a killed run, such as checkpoints."""
         folder = self.folder / ".work" / asset / name
-        folder.mkdir(parents=True, exist_ok=True)
+        with typed_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @contextmanager
@@ -99,12 +100,17 @@ class Workspace:
             StoreLocked: Another process makes it, and still does after `wait_s` seconds.
         """
         path = self.folder / ".locks" / f"{asset.replace('/', '-')}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path, timeout=wait_s)
+        with typed_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                held.acquire()
+            except Timeout:
+                raise StoreLocked(f"another process is making {asset}", where=str(path), remedy="wait until that run has ended") from None
         try:
-            with FileLock(path, timeout=wait_s):
-                yield
-        except Timeout:
-            raise StoreLocked(f"another process is making {asset}", where=str(path), remedy="wait until that run has ended") from None
+            yield
+        finally:
+            held.release()
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
@@ -185,9 +191,12 @@ class Workspace:
         """
         path = self.version_folder(asset, version) / "manifest.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            manifest = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CorruptArtifact(f"no readable manifest ({error})", where=str(path), remedy=_rebuild(asset)) from error
+            raise CorruptArtifact(f"no readable manifest ({error})", where=str(path), remedy=_rebuild(asset, version)) from error
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+            raise CorruptArtifact("no readable manifest (it lists no files)", where=str(path), remedy=_rebuild(asset, version))
+        return manifest
 
     def check_files(self, asset: str, version: str) -> None:
         """Compare a version's files with its manifest.
@@ -208,21 +217,21 @@ class Workspace:
             self.check_files(made.asset, made.version)
             return
         staged = final.with_name(f".{made.version}.{os.getpid()}")
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
         try:
-            write(staged)
-            manifest = {
-                "asset": made.asset, "version": made.version, "fingerprint": made.fingerprint, "code_version": made.code_version,
-                "created_at": made.created_at.isoformat(), "run_id": made.run_id, "git": git_state(self.settings.root),
-                "rows": made.rows, "parents": made.parents, "params": made.params, "facts": made.facts, "files": files_sha256(staged),
-            }  # fmt: skip
-            (staged / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-            if final.exists():  # a folder without a manifest is no version
-                shutil.rmtree(final)
-            staged.rename(final)
-        except OSError as error:
-            raise translate(error, final) from error
+            with typed_errors(final):
+                for left in final.parent.glob(f".{made.version}.*"):  # of a run that was killed while it wrote
+                    shutil.rmtree(left, ignore_errors=True)
+                staged.mkdir(parents=True)
+                write(staged)
+                manifest = {
+                    "asset": made.asset, "version": made.version, "fingerprint": made.fingerprint, "code_version": made.code_version,
+                    "created_at": made.created_at.isoformat(), "run_id": made.run_id, "git": git_state(self.settings.root),
+                    "rows": made.rows, "parents": made.parents, "params": made.params, "facts": made.facts, "files": files_sha256(staged),
+                }  # fmt: skip
+                (staged / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+                if final.exists():  # a folder without a manifest is no version
+                    shutil.rmtree(final)
+                staged.rename(final)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
@@ -281,8 +290,8 @@ class Workspace:
             if row is None:
                 return None
             parents = connection.execute(
-                "SELECT DISTINCT parent_asset, parent_version FROM parents WHERE asset = ? AND version = ?", [row[0], row[1]]
-            ).fetchall()
+                "SELECT parent_asset, parent_version FROM parents WHERE asset = ? AND version = ? ORDER BY rowid", [row[0], row[1]]
+            ).fetchall()  # the last time that it was made counts
         return Version(*row[:8], json.loads(row[8]), json.loads(row[9]), dict(parents))
 
 

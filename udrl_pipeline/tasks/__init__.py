@@ -103,7 +103,9 @@ def _parse(file: Path, name: str) -> Task:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TaskError(f"cannot be read: {error}", where=str(file), remedy="make it valid YAML in UTF-8") from None
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or '(top level)'}: {p['msg']}" for p in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, p['loc'])) or '(top level)'}: {p['msg'].removeprefix('Value error, ')}" for p in error.errors()
+        )
         raise TaskError(problems, where=str(file), remedy="compare it with udrl_pipeline/tasks/image.yaml") from None
     if task.task != name:
         raise TaskError(f"calls itself {task.task!r}", where=str(file), remedy=f"write `task: {name}` or rename the file")

@@ -2,10 +2,14 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.settings import ServerSettings
 from udrl_pipeline.teacher import Refusal, Reply, Request
+
+#: What the client raises when an endpoint answers with something else than it expects, such as a proxy's HTML page.
+UNREADABLE = (AttributeError, TypeError, ValueError)
 
 
 class ServerEngine:
@@ -15,17 +19,22 @@ class ServerEngine:
         import openai
 
         self._server = server
+        self._key = _key(server)
         # the client retries time-outs, lost connections, 408, 409, 429 and 5xx with exponential backoff
         self._client = openai.OpenAI(
             base_url=server.base_url,
-            api_key=os.environ.get(server.api_key_env) or "none",
+            api_key=self._key or "none",
             timeout=server.timeout_s,
             max_retries=server.retries,
         )
         try:
-            served = [model.id for model in self._client.models.list()]
-        except openai.OpenAIError as error:
-            raise self._unavailable(error) from error
+            served = [str(model.id) for model in self._client.models.list()]
+        except (openai.OpenAIError, *UNREADABLE) as error:
+            unavailable = self._unavailable(error)
+        else:
+            unavailable = None
+        if unavailable:
+            raise unavailable  # outside of the handler: the client's own error, which may hold the key, is not chained to it
         if server.model not in served:
             raise TeacherError(
                 f"serves {', '.join(served) or 'nothing'}, not {server.model!r}", where=server.base_url, remedy="correct teacher.server.model in params.yaml"
@@ -37,8 +46,8 @@ class ServerEngine:
             futures = [pool.submit(self._one, request) for request in requests]
             try:
                 return [future.result() for future in futures]
-            except TeacherError:
-                pool.shutdown(cancel_futures=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _one(self, request: Request) -> Reply | Refusal:
@@ -55,25 +64,47 @@ class ServerEngine:
                 stop=["\n"],
                 extra_body=extra,
             )
+            return _reply(answer)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return Refusal(f"the endpoint refused the request: {error.message}")
-        except openai.OpenAIError as error:
-            raise self._unavailable(error) from error
-        if not answer.choices:
-            return Refusal("the endpoint answered without a choice")
-        choice = answer.choices[0]
-        tokens = answer.usage.completion_tokens if answer.usage else 0
-        return Reply((choice.message.content or "").split("\n")[0].strip(), tokens, "stop" if choice.finish_reason == "stop" else "length")
+            return Refusal(self._without_key(f"the endpoint refused the request: {error.message}"))
+        except (openai.OpenAIError, *UNREADABLE) as error:
+            unavailable = self._unavailable(error)
+        raise unavailable  # outside of the handler, as above
 
     def _unavailable(self, error: Exception) -> TeacherError:
         import openai
 
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            remedy = f"put a valid key into the environment variable {self._server.api_key_env}"
+            what, remedy = "refuses the key", f"put a valid key into the environment variable {self._server.api_key_env}"
+        elif isinstance(error, UNREADABLE):
+            what, remedy = "does not speak the OpenAI protocol", "correct teacher.server.base_url in params.yaml (it usually ends with /v1)"
         else:
+            what = "answers with an error" if isinstance(error, openai.APIStatusError) else "does not answer"
             remedy = "start it (for instance `vllm serve MODEL --served-model-name teacher`), or correct teacher.server in params.yaml"
-        reason = error.__cause__ or error
-        return TeacherError(f"the endpoint does not answer ({type(error).__name__}: {reason})", where=self._server.base_url, remedy=remedy)
+        reason = self._without_key(f"{type(error).__name__}: {error.__cause__ or error}")
+        return TeacherError(f"the endpoint {what} ({reason[:500]})", where=self._server.base_url, remedy=remedy)
+
+    def _without_key(self, text: str) -> str:
+        """A server may repeat the key in its message; nobody shall read it in a log, a table or a report."""
+        return text.replace(self._key, "***") if self._key else text
 
     def close(self) -> None:
         self._client.close()
+
+
+def _key(server: ServerSettings) -> str:
+    key = os.environ.get(server.api_key_env, "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise TeacherError("holds a character that no key has", where=f"environment variable {server.api_key_env}", remedy="set it to the key alone")
+    return key
+
+
+def _reply(answer: Any) -> Reply | Refusal:
+    """The answer's first line. Raises one of `UNREADABLE` where it is no chat completion at all."""
+    if not answer.choices:
+        return Refusal("the endpoint answered without a choice")
+    choice = answer.choices[0]
+    content = (choice.message.content or "").encode("utf-8", "replace").decode()  # JSON can escape half of a surrogate pair
+    line, broken, _ = content.partition("\n")
+    tokens = int(answer.usage.completion_tokens) if answer.usage else 0
+    return Reply(line.strip(), tokens, "stop" if broken or choice.finish_reason == "stop" else "length")

@@ -13,18 +13,20 @@ class TransformersEngine:
 
     def __init__(self, folder: Path, teacher: TeacherSettings) -> None:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.version = importlib.metadata.version("transformers")
         self._batch_rows = teacher.batch_rows
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(self.device).eval()
-        except (OSError, ValueError) as error:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+            if not self.tokenizer.chat_template:
+                raise TeacherError("has no chat template", where=str(folder), remedy="use an instruct model as the teacher")
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
+            self.model = model.to(self.device).eval()
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise TeacherError(f"cannot be loaded: {error}", where=str(folder), remedy="check the model reference in params.yaml") from error
-        if not self.tokenizer.chat_template:
-            raise TeacherError("has no chat template", where=str(folder), remedy="use an instruct model as the teacher")
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         torch.manual_seed(teacher.seed)
 

@@ -19,8 +19,15 @@ from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.settings import TeacherSettings
 from udrl_pipeline.teacher import Refusal, Reply, Request
 
-#: Without these vLLM uses one core of a CPU machine; they are ignored on a GPU.
-CPU_ENVIRONMENT = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "4"}
+#: For CPU machines; ignored on a GPU. Without the first vLLM leaves one core idle. Sampling takes and frees tensors of 50 MB at
+#: each step; with the last two the memory stays with the process instead of being mapped and zeroed anew every time, which
+#: otherwise takes half of the time (docs/decisions.md).
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "4",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
+}
 
 
 class VllmEngine:

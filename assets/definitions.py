@@ -1,0 +1,18 @@
+"""All that Dagster knows, on one screen."""
+
+import dagster as dg
+
+from assets import jobs
+from assets.evaluation_report import evaluation_report
+from assets.intents import intents
+from assets.labeled_dataset import labeled_dataset
+from assets.store import Store
+from assets.student import students
+from assets.teacher_corpus import teacher_corpus
+
+defs = dg.Definitions(
+    assets=[intents, teacher_corpus, labeled_dataset, *students, evaluation_report],
+    resources={"store": Store()},
+    jobs=[jobs.refresh_data, jobs.retrain, jobs.retrain_all],
+    schedules=[jobs.daily_retraining],
+)

@@ -1,0 +1,33 @@
+"""`evaluation_report`: what the students achieve on held-out intents, against their teacher and each other."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.labeled_dataset import labeled_dataset
+from assets.results import Results, results
+from assets.store import OWNERS, POOL, Store
+from assets.student import students
+from udrl_pipeline.evaluation import report
+from udrl_pipeline.versioning import code_version
+
+
+@dg.asset(
+    kinds={"huggingface", "matplotlib"},
+    group_name="evaluation",
+    owners=OWNERS,
+    code_version=code_version(report.SOURCES),
+    deps=[labeled_dataset, *students],
+    output_required=False,
+    pool=POOL,
+)
+def evaluation_report(context: dg.AssetExecutionContext, store: Store) -> Results:
+    """One page on the students that exist: relevance, diversity, obedience, latency, and the claims. A student that a run
+    does not train takes part with its last version, or not at all."""
+    workspace = store.open(context)
+    yield from results(workspace, report.build(workspace), show)
+
+
+def show(folder: Path) -> dict[str, Any]:
+    return {"report": dg.MetadataValue.path(folder / "report.html")}

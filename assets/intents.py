@@ -1,0 +1,39 @@
+"""`intents`: users' short ideas, built in or from files."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from assets.columns import INTENTS
+from assets.results import Results, results, sample
+from assets.store import OWNERS, POOL, Store
+from udrl_pipeline.intents import asset
+from udrl_pipeline.versioning import code_version
+
+CHECKS = [
+    dg.AssetCheckSpec("no_intent_on_two_sides", asset=asset.ASSET, blocking=True, description="Every intent is in one split"),
+    dg.AssetCheckSpec("lines_are_usable", asset=asset.ASSET, description="No line of the users' files had to be set aside"),
+]
+
+
+@dg.asset(
+    kinds={"python", "parquet"},
+    group_name="data",
+    owners=OWNERS,
+    code_version=code_version(asset.SOURCES),
+    metadata=INTENTS,
+    check_specs=CHECKS,
+    output_required=False,
+    pool=POOL,
+)
+def intents(context: dg.AssetExecutionContext, store: Store) -> Results:
+    """Users' short ideas, built in or from files; normalised, deduplicated and split by hash."""
+    workspace = store.open(context)
+    yield from results(workspace, asset.build(workspace), show, CHECKS)
+
+
+def show(folder: Path) -> dict[str, Any]:
+    frame = pd.read_parquet(folder / "intents.parquet")
+    return {"sample": sample(frame, ["intent", "tasks", "split", "source"])}

@@ -1,0 +1,48 @@
+"""The usual work as jobs, and the daily retraining, which skips a day with nothing new."""
+
+from collections.abc import Callable
+from functools import partial
+
+import dagster as dg
+
+from assets.evaluation_report import evaluation_report
+from assets.intents import intents
+from assets.labeled_dataset import labeled_dataset
+from assets.store import Store
+from assets.student import students
+from assets.teacher_corpus import teacher_corpus
+from udrl_pipeline import audit, corpus, dataset
+from udrl_pipeline.evaluation import report
+from udrl_pipeline.intents import asset as intents_asset
+from udrl_pipeline.settings import load
+from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student import training
+from udrl_pipeline.student.recipes import RECIPES
+
+DATA = [intents, teacher_corpus, labeled_dataset]
+#: What `udrl run` makes unless it is told otherwise. The report also shows the other students that exist.
+DEFAULT = [*DATA, students[0], evaluation_report]
+#: The same, as what the library does for each.
+BUILDS: list[Callable[[Workspace], Version]] = [
+    intents_asset.build,
+    corpus.build,
+    dataset.build,
+    partial(training.build, recipe_name=next(iter(RECIPES))),
+    report.build,
+]
+
+refresh_data = dg.define_asset_job("refresh_data", DATA, description="Intents, teacher corpus and labelled dataset")
+retrain = dg.define_asset_job("retrain", DEFAULT, description="What `udrl run` does: data, the udrl student and the report")
+retrain_all = dg.define_asset_job("retrain_all", [*DATA, *students, evaluation_report], description="All recipes, and the report on them")
+
+
+@dg.schedule(job=retrain, cron_schedule=load().schedule, execution_timezone="UTC")
+def daily_retraining(context: dg.ScheduleEvaluationContext, store: Store) -> dg.RunRequest | dg.SkipReason:
+    """Retrain when an intent, a setting or the code has changed, or rows are missing. Off until it is switched on."""
+    workspace = store.workspace()
+    news = audit.pending(workspace, BUILDS)
+    if news is None:
+        names = [asset.key.to_user_string() for asset in DEFAULT]
+        return dg.SkipReason("nothing is new: " + ", ".join(f"{name} {version}" for name, version in workspace.parents(*names).items()))
+    context.log.info(f"{news.asset}: {news.reason}")
+    return dg.RunRequest(tags={"udrl/new": news.asset.replace("/", "-")})

@@ -1,0 +1,43 @@
+"""`labeled_dataset`: the corpus, scored, judged and binned."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from assets.columns import LABELED_DATASET
+from assets.intents import intents
+from assets.plots import histogram
+from assets.results import Results, results, sample
+from assets.store import OWNERS, POOL, Store
+from assets.teacher_corpus import teacher_corpus
+from udrl_pipeline import dataset
+from udrl_pipeline.versioning import code_version
+
+CHECKS = [
+    dg.AssetCheckSpec(spec.name, asset=dataset.ASSET, blocking=spec.blocking, description=spec.description) for spec in dataset.EXPECTATIONS
+]
+
+
+@dg.asset(
+    kinds={"greatexpectations", "duckdb", "parquet"},
+    group_name="data",
+    owners=OWNERS,
+    code_version=code_version(dataset.SOURCES),
+    metadata=LABELED_DATASET,
+    deps=[intents, teacher_corpus],
+    check_specs=CHECKS,
+    output_required=False,
+    pool=POOL,
+)
+def labeled_dataset(context: dg.AssetExecutionContext, store: Store) -> Results:
+    """The corpus with its rewards, judged by Great Expectations; bad rows are in quarantine, the rest is binned by quality."""
+    workspace = store.open(context)
+    yield from results(workspace, dataset.build(workspace), show, CHECKS)
+
+
+def show(folder: Path) -> dict[str, Any]:
+    frame = pd.read_parquet(folder / "rows.parquet")
+    columns = ["task", "split", "intent", "words", "reward", "quality", "text"]
+    return {"sample": sample(frame, columns), "rewards": histogram(frame, "reward", "reward")}

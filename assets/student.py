@@ -1,0 +1,43 @@
+"""`student/<recipe>`: one asset per entry of `udrl_pipeline.student.recipes.RECIPES`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.labeled_dataset import labeled_dataset
+from assets.plots import loss_curve
+from assets.results import Results, results
+from assets.store import OWNERS, POOL, Store
+from udrl_pipeline.student import training
+from udrl_pipeline.student.recipes import RECIPES, Recipe
+from udrl_pipeline.versioning import code_version
+
+
+def student(recipe: Recipe) -> dg.AssetsDefinition:
+    """The asset of a recipe."""
+
+    @dg.asset(
+        key=["student", recipe.name],
+        description=f"A small model trained on the labelled dataset. {recipe.description}.",
+        kinds={"pytorch", "huggingface"},
+        group_name="students",
+        owners=OWNERS,
+        code_version=code_version(training.SOURCES),
+        deps=[labeled_dataset],
+        output_required=False,
+        pool=POOL,
+    )
+    def train(context: dg.AssetExecutionContext, store: Store) -> Results:
+        workspace = store.open(context)
+        yield from results(workspace, training.build(workspace, recipe.name), show)
+
+    return train
+
+
+def show(folder: Path) -> dict[str, Any]:
+    return {"loss_curve": loss_curve(json.loads((folder / "loss.json").read_text(encoding="utf-8")))}
+
+
+students = [student(recipe) for recipe in RECIPES.values()]

@@ -1,0 +1,99 @@
+"""The `intents` asset: a version by content, and nothing dropped in silence."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from udrl_pipeline.errors import IntentsError
+from udrl_pipeline.intents import asset
+from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.workspace import Workspace
+
+Load = Callable[..., Settings]
+
+
+@pytest.fixture
+def own(params: Path, load: Load) -> Callable[..., Workspace]:
+    """A workspace whose intents are those of a user's file alone."""
+
+    def write(content: str, name: str = "ideas.csv", **overrides: object) -> Workspace:
+        (params.parent / name).write_text(content, encoding="utf-8")
+        return Workspace(load({"intents.builtin": 0, "intents.sources": [name], **overrides}))
+
+    return write
+
+
+def quarantine(workspace: Workspace) -> list[tuple[str, ...]]:
+    with workspace.database.reader() as connection:
+        return connection.execute("SELECT item, reason, text FROM quarantine WHERE asset = 'intents' ORDER BY item").fetchall()
+
+
+def test_built_in_intents_and_a_users_file_make_one_version(load: Load, params: Path) -> None:
+    (params.parent / "ideas.csv").write_text("intent,task,split\nMy own idea,image,test\n", encoding="utf-8")
+    workspace = Workspace(load({"intents.sources": ["ideas.csv"]}))
+    made = asset.build(workspace)
+    assert (made.rows, made.made_now, made.verdict, made.parents, made.work) == (7, True, "PASS", {}, {})
+    assert (made.facts["builtin"], made.facts["set_aside"], made.facts["duplicates"]) == (6, 0, 0)
+    own = [intent for intent in asset.read_intents(workspace, made.version) if intent.source == "ideas.csv:2"]
+    assert [(intent.key, intent.text, intent.tasks, intent.split) for intent in own] == [("my own idea", "My own idea", ("image",), "test")]
+
+
+def test_a_second_build_makes_nothing_and_keeps_the_version(workspace: Workspace) -> None:
+    first, second = asset.build(workspace), asset.build(workspace)
+    assert (second.version, second.made_now) == (first.version, False)
+    assert len(list((workspace.folder / "intents").iterdir())) == 1
+
+
+def test_a_changed_file_is_seen_and_a_renamed_one_is_the_same_version(own) -> None:
+    first = asset.build(own("intent\nred fox\n"))
+    assert asset.build(own("intent\nred fox\nblue fox\n")).version != first.version
+    assert asset.build(own("intent\nred fox\n", "renamed.csv")).version == first.version
+    assert asset.build(own('{"intent": "red fox"}', "other.jsonl")).version == first.version
+
+
+def test_what_is_set_aside_stands_in_the_quarantine_and_among_the_expectations(own) -> None:
+    workspace = own('intent\nred fox\n"broken\n\nfox <|x|>\n')
+    made = asset.build(workspace)
+    assert made.rows == 1
+    assert quarantine(workspace) == [("ideas.csv:3", "quotes that do not close", "'\"broken'"), ("ideas.csv:5", "control token", "'fox <|x|>'")]
+    assert [(e.name, e.passed, e.blocking) for e in workspace.expectations("intents", made.version)] == [
+        ("no_intent_on_two_sides", True, True),
+        ("lines_are_usable", False, False),
+    ]
+
+
+def test_a_new_bad_line_is_quarantined_though_the_version_stays(own) -> None:
+    first = asset.build(own("intent\nred fox\n"))
+    workspace = own("intent\nred fox\n\x07\n")
+    second = asset.build(workspace)
+    assert second.version == first.version
+    assert [item for item, *_ in quarantine(workspace)] == ["ideas.csv:3"]
+
+
+def test_no_intent_left_is_a_typed_error_and_keeps_the_last_version(own) -> None:
+    first = asset.build(own("intent\nred fox\n"))
+    workspace = own("intent\n")
+    with pytest.raises(IntentsError) as caught:
+        asset.build(workspace)
+    assert str(caught.value) == "params.yaml: intents: no intent is left\n  -> set intents.builtin or intents.sources"
+    current = workspace.current("intents")
+    assert current is not None
+    assert current.version == first.version
+
+
+def test_an_unreadable_file_keeps_the_last_version(own) -> None:
+    first = asset.build(own("intent\nred fox\n"))
+    workspace = own("no such column\n")
+    with pytest.raises(IntentsError):
+        asset.build(workspace)
+    current = workspace.current("intents")
+    assert current is not None
+    assert current.version == first.version
+
+
+def test_a_file_outside_the_project_is_named_by_its_whole_path(own, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "ideas.csv"
+    elsewhere.write_text("intent\nred fox\n", encoding="utf-8")
+    workspace = own("intent\n", **{"intents.sources": [str(elsewhere)]})
+    assert asset.read_intents(workspace, asset.build(workspace).version)[0].source == f"{elsewhere}:2"

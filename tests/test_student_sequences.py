@@ -1,0 +1,86 @@
+"""Training sequences: order, dropout, and what the loss counts."""
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_commands import SPACE
+
+from udrl_pipeline.commands import Command, render_prompt
+from udrl_pipeline.student.recipes import RECIPES
+from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, drop_out, encode, training_order
+from udrl_pipeline.student.vocabulary import train_bpe
+
+TEXTS = ["A red fox in fresh snow", "An old lighthouse above grey waves at night", "Two boats", "Warm bread on a wooden table in morning light"]
+ROWS = pd.DataFrame(
+    [(f"key{n}", "image", f"idea {n}", TEXTS[n % 4], len(TEXTS[n % 4].split()), 1 + n % 5) for n in range(20)],
+    columns=["row_key", "task", "intent", "text", "words", "quality"],
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():  # type: ignore[no-untyped-def]
+    return train_bpe([f" {text}" for text in TEXTS], 400, SPACE.control_tokens())
+
+
+def order(tokenizer, rows: pd.DataFrame = ROWS, **changed):  # type: ignore[no-untyped-def]
+    options = {"passes": 1.0, "batch_rows": 4, "dropout": 0.1, "seed": 3, "max_tokens": 128, **changed}
+    return training_order(rows, SPACE, RECIPES[options.pop("recipe", "udrl")], tokenizer, **options)
+
+
+def test_the_loss_counts_the_text_and_its_end_but_not_the_prompt(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    command = Command("image", "fox", 6, 5)
+    (sequence,) = encode(tokenizer, [command], [TEXTS[0]], 128)
+    features = sequence.features()
+    counted = [token for token, label in zip(features["input_ids"], features["labels"], strict=True) if label != IGNORED]
+    assert tokenizer.decode(features["input_ids"][: len(sequence.prompt)]) == render_prompt(command)
+    assert tokenizer.decode(counted) == f" {TEXTS[0]}<|end|>"
+
+
+def test_every_control_token_is_one_token(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    assert [len(tokenizer(token)["input_ids"]) for token in SPACE.control_tokens()] == [1] * len(SPACE.control_tokens())
+
+
+def test_the_order_depends_on_the_rows_and_not_on_their_order(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    assert order(tokenizer) == order(tokenizer, ROWS.sample(frac=1, random_state=1))
+    assert order(tokenizer) != order(tokenizer, seed=4)
+
+
+@pytest.mark.parametrize(("passes", "count"), [(0.5, 10), (1.0, 20), (1.5, 30), (2.0, 40)])
+def test_rows_are_seen_as_often_as_asked(tokenizer, passes: float, count: int) -> None:  # type: ignore[no-untyped-def]
+    assert len(order(tokenizer, passes=passes)) == count
+
+
+def test_rows_of_one_batch_are_of_like_length(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    lengths = [len(s.prompt) + len(s.answer) for s in order(tokenizer)]
+    spread = [max(lengths[i : i + 4]) - min(lengths[i : i + 4]) for i in range(0, 20, 4)]
+    assert sum(spread) < max(lengths) - min(lengths) + 5
+
+
+def test_the_uncommanded_recipe_sees_the_task_alone(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    prompts = {tokenizer.decode(s.prompt) for s in order(tokenizer, recipe="sft")}
+    assert prompts == {render_prompt(Command("image", f"idea {n}")) for n in range(20)}
+
+
+def test_each_condition_is_dropped_by_itself_on_its_share_of_rows() -> None:
+    drawn = [drop_out(Command("image", "x", 9, 4), RECIPES["udrl"], 0.1, 0, n) for n in range(5000)]
+    no_words = sum(c.words is None for c in drawn) / 5000
+    no_quality = sum(c.quality is None for c in drawn) / 5000
+    neither = sum(c.words is None and c.quality is None for c in drawn) / 5000
+    assert (no_words, no_quality) == (pytest.approx(0.1, abs=0.02), pytest.approx(0.1, abs=0.02))
+    assert neither == pytest.approx(0.01, abs=0.006)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=5))
+def test_padding_changes_nothing_that_counts(answers: list[list[int]]) -> None:
+    batch = collate([TrainingSequence([7, 8], answer).features() for answer in answers], pad=0)
+    for row, answer in enumerate(answers):
+        mask = batch["attention_mask"][row].bool()
+        assert batch["input_ids"][row][mask].tolist() == [7, 8, *answer]
+        assert [label for label in batch["labels"][row].tolist() if label != IGNORED] == answer
+
+
+def test_a_text_that_does_not_fit_is_cut_and_has_no_end(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    (sequence,) = encode(tokenizer, [Command("image", "fox")], [TEXTS[1]], 12)
+    assert len(sequence.prompt) + len(sequence.answer) == 12
+    assert tokenizer.eos_token_id not in sequence.answer

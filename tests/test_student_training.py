@@ -1,0 +1,166 @@
+"""Training and asking a student: a real Trainer on a tiny GPT-2, killed, resumed, warm-started."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FakeEngine
+
+from udrl_pipeline import corpus, dataset
+from udrl_pipeline.commands import Command
+from udrl_pipeline.errors import QualityError, StudentError
+from udrl_pipeline.intents import asset as intents
+from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.student import training
+from udrl_pipeline.student.generation import Student
+
+TINY: dict[str, object] = {
+    "intents.builtin": 40,
+    "intents.validation": 0.2,
+    "quality.min_rows_per_task": 5,
+    "student.init_from": "scratch",
+    "student.scratch.layers": 2,
+    "student.scratch.width": 32,
+    "student.scratch.heads": 2,
+    "student.scratch.vocabulary": 600,
+    "student.batch_rows": 8,
+    "student.epochs": 2.0,
+    "student.save_every": 4,
+    "evaluation.sweep_intents": 2,
+}
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0}
+
+
+def labelled(settings: Settings) -> Workspace:
+    workspace = Workspace(settings)
+    workspace.begin_run()
+    intents.build(workspace)
+    corpus.build(workspace)
+    dataset.build(workspace)
+    return workspace
+
+
+@pytest.fixture
+def workspace(load: Callable[..., Settings], use_engine: Callable[[FakeEngine], FakeEngine]) -> Workspace:
+    use_engine(FakeEngine())
+    return labelled(load(TINY))
+
+
+def test_a_student_is_a_folder_that_plain_transformers_loads(workspace: Workspace) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    made = training.build(workspace, "udrl")
+    folder = workspace.version_folder("student/udrl", made.version)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("<|task:image|> red fox<|words:8|><|quality:5|><|text|>", return_tensors="pt")
+    assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] == prompt.input_ids.shape[1] + 3
+    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja"}
+    assert made.parents == {"labeled_dataset": workspace.parents("labeled_dataset")["labeled_dataset"]}
+    assert workspace.manifest("student/udrl", made.version)["facts"]["covered_words"].keys() == {"image", "template", "search"}
+
+
+def test_the_loss_falls_and_the_curve_is_kept(workspace: Workspace) -> None:
+    made = training.build(workspace, "udrl")
+    curve = json.loads((workspace.version_folder("student/udrl", made.version) / "loss.json").read_text())
+    losses = [point["loss"] for point in curve if "loss" in point]
+    assert losses[-1] < losses[0]
+    assert [point for point in curve if "validation_loss" in point]
+
+
+def test_the_same_inputs_take_no_training_step(workspace: Workspace) -> None:
+    first = training.build(workspace, "udrl")
+    again = training.build(workspace, "udrl")
+    assert first.work["train_steps"] > 0
+    assert (again.version, again.made_now, again.work) == (first.version, False, {})
+
+
+def test_the_same_seed_trains_the_same_student(workspace: Workspace) -> None:
+    first = training.build(workspace, "udrl")
+    other = labelled(Settings.model_validate(workspace.settings.model_dump() | {"artifacts": str(workspace.folder / "other")}))
+    assert training.build(other, "udrl").version == first.version
+
+
+def test_a_student_answers_the_same_for_the_same_seed(workspace: Workspace) -> None:
+    made = training.build(workspace, "udrl")
+    student = Student.load(workspace.version_folder("student/udrl", made.version))
+    commands = [Command("image", "red fox", words, quality) for words in (7, 12) for quality in (1, 5)]
+    sampled = {**GREEDY, "temperature": 1.0}
+    first = student.generate(commands, **sampled)
+    assert [g.text for g in first] == [g.text for g in student.generate(commands, **sampled)]
+    assert [g.text for g in first] != [g.text for g in student.generate(commands, **{**sampled, "seed": 1})]
+    assert [g.command for g in first] == [student.space.clamp(c)[0] for c in commands]
+
+
+def test_a_student_never_writes_a_control_token(workspace: Workspace) -> None:
+    made = training.build(workspace, "udrl")
+    student = Student.load(workspace.version_folder("student/udrl", made.version))
+    texts = student.generate([Command("image", "red fox")] * 20, **{**GREEDY, "temperature": 2.0})
+    assert not [g.text for g in texts if "<|" in g.text]
+
+
+def test_only_new_rows_warm_start_the_next_student(workspace: Workspace, load: Callable[..., Settings], tmp_path: Path) -> None:
+    first = training.build(workspace, "udrl")
+    ideas = tmp_path / "ideas.csv"
+    ideas.write_text("intent\nclockwork owl\npaper submarine\n", encoding="utf-8")
+    grown = labelled(load({**TINY, "intents.sources": [str(ideas)]}))
+    second = training.build(grown, "udrl")
+    assert second.facts["start"]["version"] == first.version
+    assert second.parents["student/udrl"] == first.version
+
+
+def test_another_parameter_starts_anew(workspace: Workspace, load: Callable[..., Settings]) -> None:
+    training.build(workspace, "udrl")
+    again = training.build(Workspace(load({**TINY, "student.seed": 99})), "udrl")
+    assert again.facts["start"]["init_from"] == "scratch"
+
+
+def test_a_dataset_that_did_not_pass_is_not_trained_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with workspace.database.writer() as connection:
+        connection.execute("UPDATE versions SET verdict = 'FAIL' WHERE asset = 'labeled_dataset'")
+    version = "f" * 16
+    monkeypatch.setattr(Workspace, "parents", lambda self, *assets: {"labeled_dataset": version})
+    with pytest.raises(QualityError, match="nothing|does not exist|did not pass"):
+        training.build(workspace, "udrl")
+
+
+def test_an_unknown_recipe_names_those_that_there_are(workspace: Workspace) -> None:
+    with pytest.raises(StudentError, match="unknown recipe 'magic'") as error:
+        training.build(workspace, "magic")
+    assert "udrl, sft" in str(error.value)
+
+
+def test_a_killed_training_resumes_from_its_checkpoint(workspace: Workspace, params: Path) -> None:
+    overrides = json.dumps(TINY | {"student.epochs": 40.0})
+    script = textwrap.dedent(
+        f"""
+        import json
+        from udrl_pipeline import settings
+        from udrl_pipeline.store.workspace import Workspace
+        from udrl_pipeline.student import training
+        workspace = Workspace(settings.load({str(params)!r}, preset="", overrides=json.loads({overrides!r})))
+        training.build(workspace, "udrl")
+        """
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = workspace.folder / ".work"
+    deadline = time.monotonic() + 120
+    while not list(work.rglob("checkpoint-*/trainer_state.json")):
+        assert child.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    settings = Settings.model_validate(json.loads(workspace.settings.model_dump_json()) | {"student": workspace.settings.student.model_dump() | {"epochs": 40.0}})
+    settings._root = workspace.settings.root
+    made = training.build(Workspace(settings), "udrl")
+    total = -(-made.facts["sequences"] // 8)
+    assert 0 < made.work["train_steps"] <= total - 4
+    assert not list(work.rglob("checkpoint-*"))

@@ -1,0 +1,232 @@
+"""The command `udrl`. Results go to stdout, everything else to stderr; exit code 2 means that an input is at fault."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from udrl_pipeline import __version__, cli_output
+from udrl_pipeline.errors import IntentsError, SettingsError, UdrlError
+from udrl_pipeline.settings import PARAMS_ENV, PRESET_ENV, Settings, load
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+
+class _Commands(click.Group):
+    """Commands whose typed errors are told, not thrown."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UdrlError as error:
+            cli_output.error(str(error))
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="udrl")
+def main() -> None:
+    """Distil a large model into a small one that obeys commands."""
+
+
+def settings_options(command: Function) -> Function:
+    """Give a command the options that `read_settings` takes."""
+    for option in (
+        click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set one key, such as student.seed=3."),
+        click.option("--preset", metavar="NAME", help="presets/NAME.yaml laid over params.yaml.  [default: $UDRL_PRESET, else none]"),
+        click.option("--params", metavar="FILE", help="params.yaml to use.  [default: $UDRL_PARAMS, else ./params.yaml]"),
+    ):
+        command = option(command)
+    return command
+
+
+def read_settings(params: str | None, preset: str | None, overrides: tuple[str, ...]) -> Settings:
+    return load(params, preset, parse_overrides(overrides))
+
+
+def parse_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` pairs, the values read as YAML.
+
+    Raises:
+        SettingsError: One is no such pair.
+    """
+    values = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise SettingsError(f"{override!r} is no KEY=VALUE", where="--set", remedy="for example --set student.seed=3")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{text!r} is not valid YAML: {error}", where=f"--set {key}", remedy="quote the value") from None
+    return values
+
+
+@main.command(short_help="Bring the assets and the report up to date.")
+@settings_options
+@click.option("--select", metavar="ASSET", multiple=True, help="Make this asset only; repeatable. `all` adds the other students.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of the table.")
+@click.option("--copy-to", metavar="FOLDER", help="Also copy the made versions to FOLDER/ASSET; what dvc.yaml tracks.")
+def run(
+    params: str | None, preset: str | None, overrides: tuple[str, ...], select: tuple[str, ...], as_json: bool, copy_to: str | None
+) -> None:
+    """Bring the assets up to date: intents, teacher_corpus, labeled_dataset, student/udrl, evaluation_report.
+
+    What is there and unchanged is left alone. A run that was killed resumes. The report is also copied to report.html.
+    """
+    settings = read_settings(params, preset, overrides)
+    wish = {
+        "select": [name for names in select for name in names.split(",") if name],
+        "overrides": parse_overrides(overrides),
+        "as_json": as_json,
+        "copy_to": copy_to and str(Path(copy_to).absolute()),
+    }
+    environment = dict(os.environ)
+    environment[PARAMS_ENV] = str(Path(params or environment.get(PARAMS_ENV) or "params.yaml").absolute())
+    environment[PRESET_ENV] = preset if preset is not None else environment.get(PRESET_ENV, "")
+    environment.setdefault("DAGSTER_HOME", str(_dagster_home(settings.root)))
+    os.chdir(settings.root)  # dagster.yaml names its folders relative to the project
+    sys.stdout.flush()
+    # the same process goes on, so that Ctrl-C and kill reach the work itself; the library does not import Dagster
+    os.execve(sys.executable, [sys.executable, "-m", "assets.run", json.dumps(wish)], environment)
+
+
+def _dagster_home(root: Path) -> Path:
+    if (root / "dagster.yaml").exists():
+        return root
+    (root / ".dagster").mkdir(exist_ok=True)
+    return root / ".dagster"
+
+
+@main.group()
+def audit() -> None:
+    """Ask the ledger what was made from what."""
+
+
+@audit.command("versions")
+@click.argument("asset", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of the table.")
+@settings_options
+def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
+    """List the versions of ASSET (default: of all assets), the newest first, each with those it was made from."""
+    from udrl_pipeline.audit import versions
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    found = versions(workspace, asset)
+    current = {name: version.version for name in {v.asset for v in found} if (version := workspace.current(name))}
+    if as_json:
+        keys = ("asset", "version", "created_at", "rows", "verdict", "parents", "run_id", "code_version", "params", "facts")
+        listed = [{key: getattr(v, key) for key in keys} | {"current": current.get(v.asset) == v.version} for v in found]
+        click.echo(json.dumps(listed, default=str))
+        return
+    rows = []
+    for v in found:
+        mark = "*" if current.get(v.asset) == v.version else ""
+        rows.append((v.asset, v.version + mark, f"{v.created_at.astimezone():%Y-%m-%d %H:%M}", f"{v.rows:,}", v.verdict))
+        rows += [(f"  from {parent}", version, "", "", "") for parent, version in sorted(v.parents.items())]
+    cli_output.show_table(("asset", "version", "time", "rows", "verdict"), rows, right=("rows",))
+    click.echo("* current" if found else "no version yet: `udrl run` makes them")
+
+
+@audit.command("quarantine")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of all rows instead of the summary.")
+@settings_options
+def audit_quarantine(as_json: bool, **chosen: Any) -> None:
+    """Show what the newest version of each asset does without, and why."""
+    from udrl_pipeline.audit import quarantine
+    from udrl_pipeline.store.workspace import Workspace
+
+    found = quarantine(Workspace(read_settings(**chosen)))
+    if as_json:
+        click.echo(json.dumps([{"asset": s.asset, "version": s.version, **asdict(s.row)} for s in found], ensure_ascii=False))
+        return
+    groups: dict[tuple[str, str], list[str]] = {}
+    for s in found:
+        groups.setdefault((s.asset, s.row.reason), []).append(f"{s.row.item}  {s.row.text}")
+    rows = [(asset, reason, f"{len(items):,}", items[0][:160]) for (asset, reason), items in groups.items()]
+    if rows:
+        cli_output.show_table(("asset", "reason", "rows", "for example"), rows, right=("rows",))
+    click.echo("--json lists every row" if rows else "nothing is in quarantine")
+
+
+@main.group()
+def corpus() -> None:
+    """Carry teacher rows from store to store."""
+
+
+@corpus.command("export")
+@click.argument("file", type=PATH)
+@click.option("--recorded", is_flag=True, help="Only what ships with the package: rows of the current plan, less the intents held back.")
+@settings_options
+def corpus_export(file: Path, recorded: bool, **chosen: Any) -> None:
+    """Write all teacher rows to FILE (Parquet)."""
+    from udrl_pipeline.corpus import export_rows
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    rows = export_rows(workspace, file, _keys_to_record(workspace.settings) if recorded else None)
+    click.echo(f"{rows:,} rows in {file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+def _keys_to_record(settings: Settings) -> set[str]:
+    from udrl_pipeline.corpus import plan, source_digest
+    from udrl_pipeline.intents import collect
+    from udrl_pipeline.recorded import held_back
+    from udrl_pipeline.tasks import load_tasks
+
+    intents = collect(settings).kept
+    left_out = held_back(intents)
+    planned = plan([intent for intent in intents if intent.key not in left_out], load_tasks(settings), settings, source_digest(settings))
+    return {row.row_key for row in planned}
+
+
+@corpus.command("import")
+@click.argument("file", type=PATH)
+@settings_options
+def corpus_import(file: Path, **chosen: Any) -> None:
+    """Add the rows of FILE that are not there yet. The next run uses those whose keys it needs, instead of the teacher."""
+    from udrl_pipeline.corpus import import_rows
+    from udrl_pipeline.store.workspace import Workspace
+
+    if not file.is_file():
+        raise IntentsError("no such file", where=str(file), remedy="name a file that `udrl corpus export` wrote")
+    rows = import_rows(Workspace(read_settings(**chosen)), file)
+    click.echo(f"{rows:,} new rows from {file}")
+
+
+@main.command()
+@click.argument("ideas", nargs=-1, metavar="[IDEA]...")
+@click.option("--input", "source", type=PATH, metavar="FILE", help="CSV, JSONL or Parquet with a column intent (and task).")
+@click.option("--output", type=PATH, metavar="FILE", help="Write JSON lines to FILE instead of stdout.")
+@click.option("--task", metavar="TASK", help="What to write; for ideas that name none themselves.  [default: the first of params.yaml]")
+@click.option("--length", metavar="WORDS", help="A number of words, or short, medium, long.  [default: left to the student]")
+@click.option("--quality", default="best", show_default=True, metavar="QUALITY", help="1 to 5 (params.yaml sets how many), best or any.")
+@click.option("-n", "number", type=click.IntRange(1, 1000), default=1, show_default=True, help="Texts per idea.")
+@click.option("--recipe", default="udrl", show_default=True, help="Which student.")
+@click.option("--student", type=PATH, metavar="FOLDER", help="A student's folder, instead of the current one.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy.  [default: evaluation.temperature]")
+@click.option("--seed", type=int, help="The same seed gives the same texts.  [default: evaluation.seed]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line per text.")
+@settings_options
+def generate(params: str | None, preset: str | None, overrides: tuple[str, ...], **asked: Any) -> None:
+    """Ask a student: short ideas in, prompts out.
+
+    For example: udrl generate "lighthouse in a storm" --task image --length 18 --quality best -n 3
+    """
+    from udrl_pipeline.cli_generate import Ask, generate_texts
+
+    generate_texts(Ask(**asked), read_settings(params, preset, overrides))
+
+
+if __name__ == "__main__":
+    main()

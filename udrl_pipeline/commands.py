@@ -1,0 +1,147 @@
+"""The idea of upside-down RL: what a row achieved becomes the command that asks for it.
+
+A row is rendered as `task, intent, length, quality -> text`: the commands stand just before the answer (which beat the front
+in thejaminator/prompt_reward_rl), and task + intent stay a shared prefix of many commands.
+
+    <|task:image|> lighthouse in a storm<|words:18|><|quality:5|><|text|> A lone lighthouse ...<end of text>
+
+Length is commanded in words, one token per word count, because a word means the same for every tokenizer; quality is the
+quantile bin of the reward within the task. A command that is not given, or dropped out while training, is the token `any`, so
+that one model also answers uncommanded and guidance has its unconditional side. Token names, order and bins are this
+project's choice; those of arXiv 2502.09854 are not public.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from udrl_pipeline.errors import StudentError
+from udrl_pipeline.settings import CommandSettings
+
+TEXT = "<|text|>"
+FILE = "commands.json"
+#: Share of a task's training rows that a length needs to count as covered.
+COVERED_SHARE = 0.005
+#: What the named lengths mean: quantiles of the task's training lengths.
+NAMED_LENGTHS = {"short": 0.15, "medium": 0.5, "long": 0.85}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is asked of a student: a task and an intent; optionally a length (words) and a quality (1 to K)."""
+
+    task: str
+    intent: str
+    words: int | None = None
+    quality: int | None = None
+
+
+@dataclass(frozen=True)
+class CommandSpace:
+    """What a student can be asked for; travels with its weights as commands.json."""
+
+    tasks: tuple[str, ...]
+    words: tuple[int, int]
+    quality_bins: int
+    #: inner reward edges of the quality bins, per task
+    edges: dict[str, list[float]]
+    #: shortest and longest length that the training rows cover, per task (words)
+    covered: dict[str, tuple[int, int]]
+    #: what `short`, `medium` and `long` mean, per task (words)
+    named_words: dict[str, dict[str, int]]
+    #: what `--quality best` means, per task; chosen on the validation split
+    best: dict[str, int]
+
+    @classmethod
+    def measure(cls, train: pd.DataFrame, edges: dict[str, list[float]], settings: CommandSettings) -> "CommandSpace":
+        """The command space of training rows (columns task, words). `best` starts as the highest quality."""
+        covered, named = {}, {}
+        for task, rows in train.groupby("task"):
+            counts = rows.words.value_counts()
+            enough = counts[counts >= max(2, COVERED_SHARE * len(rows))].index
+            inside = [int(n) for n in enough if settings.words[0] <= n <= settings.words[1]] or [int(rows.words.median())]
+            covered[str(task)] = (min(inside), max(inside))
+            named[str(task)] = {n: min(max(int(rows.words.quantile(q)), min(inside)), max(inside)) for n, q in NAMED_LENGTHS.items()}
+        tasks = tuple(sorted(covered))
+        bins = settings.quality_bins
+        return cls(tasks, settings.words, bins, {t: edges[t] for t in tasks}, covered, named, {t: bins for t in tasks})
+
+    @classmethod
+    def load(cls, folder: Path) -> "CommandSpace":
+        """Read a student's commands.json.
+
+        Raises:
+            StudentError: The folder holds none, or a broken one.
+        """
+        try:
+            values = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            values |= {"tasks": tuple(values["tasks"]), "words": tuple(values["words"])}
+            values["covered"] = {task: tuple(ends) for task, ends in values["covered"].items()}
+            return cls(**values)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StudentError(f"is no student: {FILE} cannot be read ({error})", where=str(folder), remedy="train one: `udrl run`") from error
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    def with_best(self, best: dict[str, int]) -> "CommandSpace":
+        return replace(self, best=best)
+
+    def control_tokens(self) -> list[str]:
+        """Every control token, in a fixed order."""
+        return [
+            *(f"<|task:{task}|>" for task in self.tasks),
+            *(words_token(n) for n in (None, *range(self.words[0], self.words[1] + 1))),
+            *(quality_token(q) for q in (None, *range(1, self.quality_bins + 1))),
+            TEXT,
+        ]
+
+    def clamp(self, command: Command) -> tuple[Command, list[str]]:
+        """The nearest command that the training rows cover, and a warning for each thing that had to change.
+
+        Raises:
+            StudentError: The task is not one of the student's.
+        """
+        if command.task not in self.tasks:
+            raise StudentError(f"unknown task {command.task!r}", where="--task", remedy=f"this student's tasks: {', '.join(self.tasks)}")
+        warnings = []
+        if command.words is not None:
+            low, high = self.covered[command.task]
+            words = min(max(command.words, low), high)
+            if words != command.words:
+                warnings.append(f"length {command.words} is outside what the {command.task} rows cover ({low} to {high} words): {words} is used")
+                command = replace(command, words=words)
+        if command.quality is not None:
+            quality = min(max(command.quality, 1), self.quality_bins)
+            if quality != command.quality:
+                warnings.append(f"quality {command.quality} is outside 1 to {self.quality_bins}: {quality} is used")
+                command = replace(command, quality=quality)
+        return command, warnings
+
+
+def words_token(words: int | None) -> str:
+    return f"<|words:{'any' if words is None else words}|>"
+
+
+def quality_token(quality: int | None) -> str:
+    return f"<|quality:{'any' if quality is None else quality}|>"
+
+
+def render_prompt(command: Command) -> str:
+    """The prompt that a student continues."""
+    return f"<|task:{command.task}|> {command.intent}{words_token(command.words)}{quality_token(command.quality)}{TEXT}"
+
+
+def render_answer(text: str) -> str:
+    """What follows the prompt, without the end-of-text token."""
+    return f" {text}"
+
+
+def achieved(rows: pd.DataFrame, space: CommandSpace) -> Iterable[Command]:
+    """Each training row's command: exactly what the row achieved. A length without a token of its own is `any`."""
+    low, high = space.words
+    for task, intent, words, quality in zip(rows.task, rows.intent, rows.words, rows.quality, strict=True):
+        yield Command(task, intent, int(words) if low <= words <= high else None, int(quality))

@@ -1,0 +1,123 @@
+"""The labelled dataset: score, label, judge, bin, and publish a version whole or not at all."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from udrl_pipeline import corpus, quality, rewards
+from udrl_pipeline.errors import QualityError
+from udrl_pipeline.intents.asset import read_intents
+from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.versioning import canonical, code_version, content_hash, rows_hash
+
+ASSET = "labeled_dataset"
+SOURCES = ("dataset.py", "rewards.py", "quality.py")
+EXPECTATIONS = quality.EXPECTATIONS
+COLUMNS = [
+    "row_key", "task", "intent", "intent_key", "split", "text", "words", "tokens", "asked_words", "source",
+    "relevance", "fidelity", "gain", "repetition", "reward", "quality",
+]  # fmt: skip
+
+
+def build(workspace: Workspace) -> Version:
+    """Label the current corpus. A verdict FAIL publishes nothing: the last good version stays current.
+
+    Raises:
+        ModelError: The scorer cannot be had.
+        CorruptArtifact: A parent's files are not what its manifest says.
+    """
+    started, settings = time.monotonic(), workspace.settings
+    code = code_version(SOURCES)
+    params = {
+        "rewards": settings.rewards.model_dump(mode="json", exclude={"scorer"}),
+        "scorer": rewards.scorer_version(settings),
+        "quality": settings.quality.model_dump(mode="json"),
+        "quality_bins": settings.commands.quality_bins,
+    }
+    parents = workspace.parents(corpus.ASSET, "intents")
+    fingerprint = workspace.fingerprint(ASSET, code, params, parents)
+    with workspace.lock(ASSET):
+        if made := workspace.reuse(ASSET, fingerprint):
+            return made
+        rows, scored = rewards.score_missing(workspace, corpus.read_rows(workspace, parents[corpus.ASSET]))
+        rows["split"] = rows.intent_key.map({i.key: i.split for i in read_intents(workspace, parents["intents"])})
+        examined = rewards.label(quality.examine(rows, workspace.tasks), settings.rewards)
+        kept, expected, quarantined = quality.judge_rows(examined, settings.quality)
+        last = workspace.current(ASSET)
+        means = last.facts["mean_reward"] if last else {}
+        expected += quality.judge_version(examined, kept, workspace.tasks, settings.quality, means)
+        edges = quality_edges(kept, settings.commands.quality_bins)
+        kept = kept.assign(quality=quality_bins(kept, edges))[COLUMNS].sort_values("row_key", ignore_index=True)
+        made = workspace.record(
+            ASSET,
+            version=content_of(kept, edges),
+            fingerprint=fingerprint,
+            code_version=code,
+            rows=len(kept),
+            params=params,
+            parents=parents,
+            facts=_facts(kept, edges) | {"quarantined": examined.row_key.nunique() - len(kept), "candidates": len(examined)},
+            expectations=expected,
+            quarantined=quarantined,
+            write=lambda folder: kept.to_parquet(folder / "rows.parquet", compression="zstd", index=False),
+            started=started,
+            work={"scored_rows": scored},
+        )
+        return made
+
+
+def quality_edges(frame: pd.DataFrame, bins: int) -> dict[str, list[float]]:
+    """The inner bin edges of each task: quantiles of the reward over its training rows (bins - 1 numbers)."""
+    train = frame[frame.split == "train"]
+    steps = np.linspace(0, 1, bins + 1)[1:-1]
+    return {str(task): [round(float(e), 4) for e in np.quantile(rows.reward, steps)] for task, rows in train.groupby("task")}
+
+
+def quality_bins(frame: pd.DataFrame, edges: dict[str, list[float]]) -> "np.ndarray[Any, Any]":
+    """The quality (1 to K) of each row: in which of its task's bins its reward lies."""
+    qualities = np.ones(len(frame), dtype=int)
+    for task, of_task in edges.items():
+        rows = (frame.task == task).to_numpy()
+        qualities[rows] = 1 + np.searchsorted(of_task, frame.reward.to_numpy()[rows], side="right")
+    return qualities
+
+
+def content_of(frame: pd.DataFrame, edges: dict[str, list[float]]) -> str:
+    """The content hash of a dataset: rows with their texts, labels, splits and bins, in any order, and the bin edges."""
+    columns = ["row_key", "task", "intent_key", "split", "text", "relevance", "fidelity", "gain", "repetition", "reward", "quality"]
+    lines = [canonical(list(row)) for row in frame[columns].itertuples(index=False, name=None)]
+    return content_hash({"rows": rows_hash(lines), "edges": edges})
+
+
+def _facts(kept: pd.DataFrame, edges: dict[str, list[float]]) -> dict[str, Any]:
+    def by_task(column: str) -> dict[str, float]:
+        return {str(k): round(float(v), 4) for k, v in kept.groupby("task")[column].mean().items()}
+
+    counts = kept.groupby(["task", "split"]).size()
+    return {
+        "edges": edges,
+        "rows": {f"{task}/{split}": int(n) for (task, split), n in counts.items()},
+        "mean_reward": by_task("reward"),
+        "mean_relevance": by_task("relevance"),
+        "mean_words": by_task("words"),
+    }
+
+
+def read_dataset(workspace: Workspace, version: str) -> pd.DataFrame:
+    """The rows of a dataset version, checked against its manifest, for anybody who trains or evaluates.
+
+    Raises:
+        QualityError: The version did not pass its blocking expectations, or does not exist.
+        CorruptArtifact: Its files are not what its manifest says.
+    """
+    found = workspace.find(ASSET, version)
+    if found is None or found.verdict != "PASS":
+        raise QualityError(
+            f"version {version} " + ("does not exist" if found is None else "did not pass its expectations"),
+            where=ASSET,
+            remedy="`udrl audit versions labeled_dataset` lists the versions; mend what the failed checks name and run again",
+        )
+    workspace.check_files(ASSET, version)
+    return pd.read_parquet(workspace.version_folder(ASSET, version) / "rows.parquet")

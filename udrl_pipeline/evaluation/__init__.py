@@ -1,0 +1,1 @@
+"""How good the students are: measured on held-out intents, beside their teacher, with intervals."""

@@ -1,0 +1,105 @@
+"""The `evaluation_report` asset: every current student beside its teacher, as one HTML page and one file of metrics.
+
+A version holds report.html (self-contained), metrics.json and samples.parquet (every text behind a figure, with its scores). Its
+content hash counts the inputs, the texts and the figures; times and what follows from them are facts of it, not its identity.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from udrl_pipeline import corpus, dataset
+from udrl_pipeline.errors import SettingsError, UdrlError
+from udrl_pipeline.evaluation.metrics import METRICS
+from udrl_pipeline.evaluation.page import render
+from udrl_pipeline.evaluation.run import Evaluation, evaluate_students
+from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.versioning import code_version, content_hash
+
+logger = logging.getLogger(__name__)
+
+ASSET = "evaluation_report"
+STUDENTS = "student/"
+SOURCES = (
+    *(
+        f"evaluation/{name}"
+        for name in (
+            "report.py", "run.py", "systems.py", "held_out.py", "measure.py", "figures.py", "calibration.py", "statistics.py", "judges.py",
+            "latency.py", "claims.py", "headline.py", "plots.py", "page.py", "report.html.j2", "metrics/__init__.py",
+        )
+    ),
+    *(f"evaluation/metrics/{name}.py" for name in METRICS),
+    "rewards.py", "commands.py", "student/generation.py",
+)  # fmt: skip
+
+
+def current_students(workspace: Workspace) -> dict[str, Version]:
+    """The current version of every student that the ledger knows, by recipe.
+
+    Raises:
+        UdrlError: There is none yet.
+    """
+    with workspace.database.reader() as connection:
+        found = connection.execute("SELECT DISTINCT asset FROM versions WHERE starts_with(asset, ?) ORDER BY asset", [STUDENTS]).fetchall()
+    students = {asset.removeprefix(STUDENTS): version for (asset,) in found if (version := workspace.current(asset))}
+    if not students:
+        raise UdrlError("there is no student yet", where=str(workspace.folder), remedy="train one: `udrl run --select student/udrl`")
+    return dict(sorted(students.items(), key=lambda item: (item[0] != "udrl", item[0])))
+
+
+def build(workspace: Workspace) -> Version:
+    """Evaluate the current students, or find that this very report is there already.
+
+    Raises:
+        UdrlError: There is no student, no dataset or no held-out answer of the teacher yet.
+        SettingsError: A comparator takes the name of another system.
+        CorruptArtifact: A parent's files are not what its manifest says.
+    """
+    started, settings = time.monotonic(), workspace.settings
+    students = current_students(workspace)
+    _check_names(students, [comparator.name for comparator in settings.evaluation.comparators])
+    params = {
+        "evaluation": settings.evaluation.model_dump(mode="json"),
+        "rewards": settings.rewards.model_dump(mode="json"),
+        "teacher": settings.teacher.model_dump(
+            mode="json", include={"model", "engine", "server", "temperature", "top_p", "repetition_penalty", "examples"}
+        ),
+    }
+    code = code_version(SOURCES)
+    parents = workspace.parents(dataset.ASSET, corpus.ASSET) | {version.asset: version.version for version in students.values()}
+    fingerprint = workspace.fingerprint(ASSET, code, params, parents)
+    with workspace.lock(ASSET):
+        if made := workspace.reuse(ASSET, fingerprint):
+            return made
+        evaluation = evaluate_students(workspace, parents, students)
+        version = content_hash({"inputs": fingerprint, "content": evaluation.content()})
+        html = render(workspace, evaluation, version=version, parents=parents, params=params, code=code)
+        logger.info("report: %s", workspace.version_folder(ASSET, version) / "report.html")
+        return workspace.record(
+            ASSET,
+            version=version,
+            fingerprint=fingerprint,
+            code_version=code,
+            rows=len(evaluation.samples),
+            params=params,
+            parents=parents,
+            facts=evaluation.metrics["headline"],
+            write=lambda folder: _write(folder, evaluation, html),
+            started=started,
+            work=evaluation.seconds,
+        )
+
+
+def _check_names(students: dict[str, Version], comparators: list[str]) -> None:
+    taken = {*students, *(f"{recipe}_uncommanded" for recipe in students)}
+    if wrong := sorted(taken.intersection(comparators)):
+        raise SettingsError(
+            f"the name {wrong[0]!r} is a student's", where="params.yaml: evaluation.comparators", remedy="give it another name"
+        )
+
+
+def _write(folder: Path, evaluation: Evaluation, html: str) -> None:
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    evaluation.samples.to_parquet(folder / "samples.parquet", compression="zstd", index=False)

@@ -1,0 +1,202 @@
+"""The systems of an evaluation: loaded, asked, judged and timed. A comparator or judge that cannot be had is a reason, no error."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from udrl_pipeline import dataset
+from udrl_pipeline.commands import Command, render_prompt
+from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.evaluation import measure
+from udrl_pipeline.evaluation.held_out import HeldOut
+from udrl_pipeline.evaluation.judges import TeacherJudge
+from udrl_pipeline.evaluation.latency import Latency, size, time_requests
+from udrl_pipeline.evaluation.measure import System
+from udrl_pipeline.models import resolve
+from udrl_pipeline.settings import LlmComparator, ModelRef, Settings
+from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.generation import Student
+from udrl_pipeline.student.recipes import RECIPES
+from udrl_pipeline.teacher import open_engine
+from udrl_pipeline.teacher.transformers_engine import TransformersEngine
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What the phases leave behind for one another."""
+
+    systems: list[System] = field(default_factory=list)
+    samples: list[pd.DataFrame] = field(default_factory=list)
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    not_timed: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        logger.info("%s", name)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 2)
+
+
+def model_name(ref: ModelRef) -> str:
+    """A model's name for people: the last part of its file or reference."""
+    return Path(ref.file).stem if ref.file else ref.ref.split("@")[0].rstrip("/").split("/")[-1].split(":")[-1]
+
+
+def teacher_name(settings: Settings) -> str:
+    """The teacher's name for people."""
+    teacher = settings.teacher
+    return teacher.server.model if teacher.engine == "server" else model_name(teacher.model)
+
+
+def teacher_systems(settings: Settings) -> list[System]:
+    """The teacher as two systems: see `held_out`."""
+    how = f"every answer of {teacher_name(settings)} in the corpus, as it gave it, at the length that it was asked"
+    return [
+        System("teacher", "teacher", "teacher", how),
+        System("teacher_kept", "teacher, kept rows", "teacher", "its answers that passed the dataset's expectations; fewer intents"),
+    ]
+
+
+def is_commanded(student: Student) -> bool:
+    """Whether a student was trained to obey length and quality."""
+    return student.recipe in RECIPES and RECIPES[student.recipe].commanded
+
+
+def load_students(workspace: Workspace, versions: Mapping[str, Version]) -> dict[str, Student]:
+    """The students by recipe, in the order of `versions`."""
+    return {recipe: Student.load(workspace.version_folder(version.asset, version.version)) for recipe, version in versions.items()}
+
+
+def ask_student(
+    done: Progress, workspace: Workspace, student: Student, version: Version, held: HeldOut, parents: Mapping[str, str]
+) -> None:
+    """Texts and size of a student."""
+    options, recipe = workspace.settings.evaluation, student.recipe
+    sampling = options.model_dump(include={"temperature", "top_p", "repetition_penalty", "seed"})
+    generate = partial(student.generate, **sampling)
+    done.samples.append(measure.student_samples(recipe, generate, student.space, is_commanded(student), held, options))
+    done.sizes[recipe] = size(workspace.version_folder(version.asset, version.version), student.parameters)
+    dataset_version = version.parents.get(dataset.ASSET, "unknown")
+    trained_on = f"trained on dataset {dataset_version}"
+    if dataset_version != parents[dataset.ASSET]:
+        trained_on += f", which is not the current one ({parents[dataset.ASSET]})"
+    if is_commanded(student):
+        best = ", ".join(f"{task} {quality}" for task, quality in student.space.best.items())
+        how = f"commanded its best quality ({best}), no length; {trained_on}"
+        done.systems.append(System(recipe, f"{recipe}, best quality", "student", how))
+        done.systems.append(System(f"{recipe}_uncommanded", f"{recipe}, uncommanded", "student", f"given the task alone; {trained_on}"))
+    else:
+        done.systems.append(System(recipe, recipe, "student", f"given the task alone; {trained_on}"))
+
+
+def ask_comparator(done: Progress, comparator: LlmComparator, held: HeldOut, timed: pd.DataFrame, workspace: Workspace) -> None:
+    """Texts, size and, where it runs through transformers, times of a comparator; one that cannot be had is not measured."""
+    settings, key = workspace.settings, comparator.name
+    done.not_timed[key] = "only a comparator that runs through the transformers engine is timed"
+    how = "the teacher's very chats, once each"
+    try:
+        engine = open_engine(settings, comparator.model, comparator.engine, comparator.server)
+        try:
+            samples, refused = measure.comparator_samples(comparator, engine, workspace.tasks, held, settings.teacher)
+            if isinstance(engine, TransformersEngine):
+                done.latencies[key] = _time_chats(engine, timed, workspace, settings.teacher.examples)
+        finally:
+            engine.close()
+        if comparator.engine != "server":
+            folder = resolve(comparator.model, settings).folder
+            done.sizes[key] = size(folder, count_parameters(folder))
+    except UdrlError as error:
+        logger.warning("%s is not measured: %s", key, error)
+        reason = " ".join(str(error).split())
+        done.systems.append(System(key, key, "comparator", how, reason, f"it cannot be had here: {error.what}"))
+        return
+    done.samples.append(samples)
+    done.systems.append(System(key, key, "comparator", how + (f"; it refused {refused}" if refused else "")))
+
+
+def count_parameters(folder: Path) -> int:
+    """The number of weights in a folder's safetensors files, read from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as weights:
+            total += sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
+    return total
+
+
+def load_teacher(settings: Settings) -> TransformersEngine | str:
+    """The teacher in transformers, for the second judge and the times; or why it cannot be had here."""
+    if settings.teacher.engine == "server":
+        return "the teacher is behind an endpoint, its weights are not here"
+    try:
+        return TransformersEngine(resolve(settings.teacher.model, settings).folder, settings.teacher)
+    except UdrlError as error:
+        return " ".join(str(error).split())
+
+
+def judge(samples: pd.DataFrame, teacher: TransformersEngine | str, rows_per_task: int) -> pd.DataFrame:
+    """Add `information` to the first `rows_per_task` intents of each system and task of the comparison."""
+    if isinstance(teacher, str):
+        logger.warning("the second judge is not measured: %s", teacher)
+        return samples.assign(information=np.nan)
+    judged = samples[samples.part == "compare"].groupby(["system", "task"], sort=False).head(rows_per_task)
+    pairs = judged[["intent", "text"]].drop_duplicates(ignore_index=True)
+    judge = TeacherJudge(teacher.model, teacher.tokenizer)
+    pairs["information"] = judge.information(pairs.intent.tolist(), pairs.text.tolist()).round(4)
+    informed = judged[["system", "task", "intent", "text"]].merge(pairs, on=["intent", "text"]).assign(part="compare")
+    return samples.merge(informed, on=["system", "part", "task", "intent", "text"], how="left", validate="many_to_one")
+
+
+def timed_rows(held: HeldOut, count: int) -> pd.DataFrame:
+    """The held-out rows that are timed: the tasks in turn."""
+    turn = held.rows.assign(turn=held.rows.groupby("task").cumcount())
+    return turn.sort_values(["turn", "task"], ignore_index=True).head(count)
+
+
+def time_student(student: Student, rows: pd.DataFrame, settings: Settings) -> Latency:
+    """A student's times, at its best quality if it is commanded."""
+    best = student.space.best if is_commanded(student) else {}
+    prompts = [render_prompt(Command(row.task, row.intent, quality=best.get(row.task))) for row in rows.itertuples()]
+    return _time(student.model, student.tokenizer, prompts, settings)
+
+
+def time_teacher(done: Progress, teacher: TransformersEngine | str, rows: pd.DataFrame, workspace: Workspace) -> None:
+    """The teacher's size, and its times with and without example pairs."""
+    if isinstance(teacher, str):
+        done.not_timed["teacher"] = teacher
+        return
+    examples = workspace.settings.teacher.examples
+    done.latencies["teacher"] = _time_chats(teacher, rows, workspace, examples)
+    if examples:
+        done.latencies["teacher_without_examples"] = _time_chats(teacher, rows, workspace, 0)
+    folder = resolve(workspace.settings.teacher.model, workspace.settings).folder
+    done.sizes["teacher"] = size(folder, count_parameters(folder))
+
+
+def _time_chats(engine: TransformersEngine, rows: pd.DataFrame, workspace: Workspace, examples: int) -> Latency:
+    prompts = []
+    for row in rows.itertuples():
+        task = workspace.tasks[str(row.task)]
+        drawn = task.drawn_examples(int(row.asked_words), examples, str(row.intent_key), 0) if examples else []
+        chat = task.messages(str(row.intent), int(row.asked_words), drawn)
+        prompts.append(engine.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    return _time(engine.model, engine.tokenizer, prompts, workspace.settings)
+
+
+def _time(model: Any, tokenizer: Any, prompts: Sequence[str], settings: Settings) -> Latency:
+    options = settings.evaluation
+    return time_requests(model, tokenizer, prompts, new_tokens=options.latency_tokens, batch_rows=options.latency_batch)

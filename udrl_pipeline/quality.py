@@ -1,0 +1,210 @@
+"""Great Expectations over rows and versions: what may be trained on, and why the rest may not.
+
+Row expectations say which rows go to quarantine; each also fails as a whole when more than `quality.max_quarantined` of the
+rows break it. Version expectations judge what is left. `EXPECTATIONS` names them all without importing Great Expectations.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from udrl_pipeline.intents import CONTROL_TOKEN, normalise
+from udrl_pipeline.rewards import content_words, new_content, words
+from udrl_pipeline.settings import QualitySettings
+from udrl_pipeline.store.workspace import Expected, Quarantined
+from udrl_pipeline.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectationSpec:
+    name: str
+    blocking: bool
+    description: str
+
+
+ROW_EXPECTATIONS = (
+    ExpectationSpec("finished", True, "The teacher ended the text itself; it was not cut off by length"),
+    ExpectationSpec("length", True, "The text has between quality.min_words and quality.max_words words"),
+    ExpectationSpec("latin_script", True, "The letters are Latin (the built-in tasks ask for English)"),
+    ExpectationSpec("no_near_duplicate", True, "No other row of the task says the same"),
+    ExpectationSpec("no_repetition_loop", True, "Few word pairs stand twice"),
+    ExpectationSpec("no_copy_of_intent", True, "The text adds at least one content word to the intent"),
+    ExpectationSpec("no_leaked_example", True, "The text is not taken from an example pair"),
+    ExpectationSpec("no_template_marker", True, "No part of the request, such as `Idea:` or `Words:`, stands in the text"),
+    ExpectationSpec("no_control_token", True, "No text could command the student"),
+)
+VERSION_EXPECTATIONS = (
+    ExpectationSpec("rows_per_task", True, "Every task has at least quality.min_rows_per_task training rows"),
+    ExpectationSpec("no_intent_on_two_sides", True, "No intent is in more than one split"),
+    ExpectationSpec("reward_spread", True, "The rewards of every task differ by at least quality.min_reward_std"),
+    ExpectationSpec("duplicate_rate", True, "At most quality.max_duplicate_rate of a task's rows repeat another row"),
+    ExpectationSpec("quarantined_share", True, "At most quality.max_quarantined of a task's rows are set aside"),
+    ExpectationSpec("reward_drift", False, "No task's mean reward moved by more than quality.max_drift since the last version"),
+)
+EXPECTATIONS = ROW_EXPECTATIONS + VERSION_EXPECTATIONS
+
+#: What the teacher echoes when it continues the chat instead of answering.
+MARKER = r"(?i)(?:^|[\n.;] *)(?:prompt|idea|words|query|description|assistant|user|system) *:"
+
+
+def examine(frame: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
+    """Add the columns that row expectations look at. `frame` has row_key, task, intent, intent_key, text, finish_reason."""
+    frame = frame.sort_values("row_key", ignore_index=True)  # of two rows that say the same, the smaller key stays
+    return frame.assign(
+        words=frame.text.map(words),
+        latin=frame.text.map(_latin_share),
+        similar=_similarity_to_earlier(frame),
+        looped=frame.text.map(_repeated_bigrams),
+        added=[len(new_content(i, t)) for i, t in zip(frame.intent, frame.text, strict=True)],
+        copied=[_copied_share(text, tasks[task]) for task, text in zip(frame.task, frame.text, strict=True)],
+    )
+
+
+def judge_rows(frame: pd.DataFrame, settings: QualitySettings) -> tuple[pd.DataFrame, list[Expected], list[Quarantined]]:
+    """Split examined rows into those to keep and those to set aside, with the verdict on each row expectation."""
+    gxe = _expectations()
+    mostly = 1 - settings.max_quarantined
+    suite = {
+        "finished": gxe.ExpectColumnValuesToBeInSet(column="finish_reason", value_set=["stop"], mostly=mostly),
+        "length": gxe.ExpectColumnValuesToBeBetween(
+            column="words", min_value=settings.min_words, max_value=settings.max_words, mostly=mostly
+        ),
+        "latin_script": gxe.ExpectColumnValuesToBeBetween(column="latin", min_value=settings.min_latin, mostly=mostly),
+        "no_near_duplicate": gxe.ExpectColumnValuesToBeBetween(column="similar", max_value=settings.max_jaccard, mostly=mostly),
+        "no_repetition_loop": gxe.ExpectColumnValuesToBeBetween(column="looped", max_value=settings.max_repetition, mostly=mostly),
+        "no_copy_of_intent": gxe.ExpectColumnValuesToBeBetween(column="added", min_value=1, mostly=mostly),
+        "no_leaked_example": gxe.ExpectColumnValuesToBeBetween(column="copied", max_value=settings.max_copied_example, mostly=mostly),
+        "no_template_marker": gxe.ExpectColumnValuesToNotMatchRegex(column="text", regex=MARKER, mostly=mostly),
+        "no_control_token": gxe.ExpectColumnValuesToNotMatchRegex(column="text", regex=CONTROL_TOKEN.pattern, mostly=mostly),
+    }
+    results = _validate(frame, suite)
+    expected, quarantined = [], []
+    for spec in ROW_EXPECTATIONS:
+        success, result = results[spec.name]
+        broken = result.get("unexpected_index_list") or []
+        observed = {"rows": len(frame), "broken": len(broken), "share": round(len(broken) / max(len(frame), 1), 4)}
+        expected.append(Expected(spec.name, success, spec.blocking, observed, spec.description))
+        column = suite[spec.name].column
+        for index in broken:
+            row = frame.loc[index]
+            detail = "" if column == "text" else f"{column} = {row[column]}"
+            quarantined.append(Quarantined(row.row_key, spec.name, detail, row.text))
+    bad = {q.item for q in quarantined}
+    return frame[~frame.row_key.isin(bad)].reset_index(drop=True), expected, quarantined
+
+
+def judge_version(
+    examined: pd.DataFrame, kept: pd.DataFrame, tasks: Mapping[str, Task], settings: QualitySettings, last: Mapping[str, float]
+) -> list[Expected]:
+    """The verdicts on what is left. `kept` has task, split, intent_key, reward; `last` is each task's mean reward before."""
+    gxe = _expectations()
+    summary = pd.DataFrame([_summary(name, examined, kept, last) for name in tasks])
+    sides = kept.groupby("intent_key").split.nunique()
+    suites = {
+        "rows_per_task": (summary, gxe.ExpectColumnMinToBeBetween(column="rows", min_value=settings.min_rows_per_task)),
+        "no_intent_on_two_sides": (pd.DataFrame({"sides": sides}), gxe.ExpectColumnMaxToBeBetween(column="sides", max_value=1)),
+        "reward_spread": (summary, gxe.ExpectColumnMinToBeBetween(column="reward_std", min_value=settings.min_reward_std)),
+        "duplicate_rate": (summary, gxe.ExpectColumnMaxToBeBetween(column="duplicates", max_value=settings.max_duplicate_rate)),
+        "quarantined_share": (summary, gxe.ExpectColumnMaxToBeBetween(column="quarantined", max_value=settings.max_quarantined)),
+        "reward_drift": (summary, gxe.ExpectColumnMaxToBeBetween(column="drift", max_value=settings.max_drift)),
+    }
+    shown = {"rows_per_task": "rows", "reward_spread": "reward_std", "duplicate_rate": "duplicates",
+             "quarantined_share": "quarantined", "reward_drift": "drift"}  # fmt: skip
+    expected = []
+    for spec in VERSION_EXPECTATIONS:
+        frame, expectation = suites[spec.name]
+        success, result = _validate(frame, {spec.name: expectation})[spec.name]
+        value = result.get("observed_value")
+        observed: dict[str, Any] = {"value": None if value is None else round(float(value), 4)}
+        if spec.name in shown:
+            observed["tasks"] = {t: round(float(v), 4) for t, v in zip(summary.task, summary[shown[spec.name]], strict=True)}
+        expected.append(Expected(spec.name, success, spec.blocking, observed, spec.description))
+    return expected
+
+
+def _summary(task: str, examined: pd.DataFrame, kept: pd.DataFrame, last: Mapping[str, float]) -> dict[str, Any]:
+    before, after = examined[examined.task == task], kept[kept.task == task]
+    mean = float(after.reward.mean()) if len(after) else 0.0
+    return {
+        "task": task,
+        "rows": int((after.split == "train").sum()),
+        "reward_std": float(after.reward.std(ddof=0)) if len(after) else 0.0,
+        "duplicates": float((before.similar >= 1).mean()) if len(before) else 0.0,
+        "quarantined": 1 - len(after) / len(before) if len(before) else 1.0,
+        "drift": abs(mean - last[task]) if task in last else 0.0,
+    }
+
+
+def _expectations() -> Any:
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # before the import: it sends usage statistics otherwise
+    import great_expectations.expectations as gxe
+
+    return gxe
+
+
+def _validate(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, tuple[bool, dict[str, Any]]]:
+    """Each named expectation's success and result on a frame."""
+    import great_expectations as gx
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    batches = context.data_sources.add_pandas("rows").add_dataframe_asset("rows").add_batch_definition_whole_dataframe("rows")
+    batch = batches.get_batch(batch_parameters={"dataframe": frame})
+    results = {}
+    for name, expectation in suite.items():
+        done = batch.validate(expectation, result_format={"result_format": "COMPLETE"})
+        if done.exception_info and done.exception_info.get("raised_exception"):
+            raise RuntimeError(f"expectation {name} could not be evaluated: {done.exception_info['exception_message']}")
+        results[name] = (bool(done.success), dict(done.result))
+    return results
+
+
+def _latin_share(text: str) -> float:
+    letters = [c for c in text if c.isalpha()]
+    return round(sum("LATIN" in unicodedata.name(c, "") for c in letters) / len(letters), 4) if letters else 0.0
+
+
+def _repeated_bigrams(text: str) -> float:
+    found = text.lower().split()
+    pairs = list(zip(found, found[1:], strict=False))
+    return round(1 - len(set(pairs)) / len(pairs), 4) if pairs else 0.0
+
+
+def _trigrams(text: str) -> set[tuple[str, ...]]:
+    found = re.findall(r"\w+", text.lower())
+    return set(zip(found, found[1:], found[2:], strict=False)) or {tuple(found)}
+
+
+_examples: dict[str, list[set[tuple[str, ...]]]] = {}
+
+
+def _copied_share(text: str, task: Task) -> float:
+    """The largest share of the text's word trigrams that stand in one example pair."""
+    examples = _examples.setdefault(task.template_hash, [_trigrams(example.text) for example in task.examples])
+    found = _trigrams(text)
+    return round(max(len(found & example) for example in examples) / len(found), 4)
+
+
+def _similarity_to_earlier(frame: pd.DataFrame) -> "np.ndarray[Any, Any]":
+    """For each row (sorted by key), how much an earlier row of its task says the same: 1 where it has the same content words
+    in any order, else the largest Jaccard similarity to an earlier row of the same intent."""
+    bags = [frozenset(normalise(text).split()) for text in frame.text]
+    content = [(task, tuple(sorted(content_words(text)))) for task, text in zip(frame.task, frame.text, strict=True)]
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    earlier: dict[tuple[str, str], list[frozenset[str]]] = {}
+    similar = np.zeros(len(frame))
+    for n, (task, intent) in enumerate(zip(frame.task, frame.intent_key, strict=True)):
+        same_intent = earlier.setdefault((task, intent), [])
+        if content[n] in seen and content[n][1]:
+            similar[n] = 1.0
+        elif same_intent and bags[n]:
+            similar[n] = round(max(len(bags[n] & bag) / len(bags[n] | bag) for bag in same_intent), 4)
+        seen.add(content[n])
+        same_intent.append(bags[n])
+    return similar

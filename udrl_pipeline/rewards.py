@@ -1,0 +1,146 @@
+"""What a row achieved: relevance by a sentence embedder, and from it a reward that repeating the intent does not maximise.
+
+    fidelity   = min(relevance / fidelity_cap, 1)                 a hinge: staying with the idea, then nothing more to earn
+    gain       = min(new content words / words / gain_cap, 1)     concrete content that the intent did not hold
+    repetition = repeated content words / content words
+    reward     = w_f * fidelity + w_g * gain - w_r * repetition   weights of params.yaml
+
+The shape (a hinge on fidelity, then gain over the raw input) follows Promptist's text analogue; it is this project's choice,
+not a formula of arXiv 2502.09854. Relevance costs a model and is stored per row and scorer version; the rest is computed
+when a dataset is labelled, so that a new weight or cap never scores a text again.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from udrl_pipeline.errors import ModelError
+from udrl_pipeline.models import digest_of, resolve
+from udrl_pipeline.settings import RewardSettings, Settings
+from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.versioning import content_hash
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+#: Raised when the way a relevance is computed changes (pooling, rounding): older scores are then not used.
+SCORER_REVISION = 1
+#: Rows between two commits of scores.
+CHUNK = 2048
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+STOP_WORDS = frozenset(
+    """a about above across after again against all along also am among an and any are around as at away back be because been
+    before behind being below beneath beside between beyond both but by can could did do does down during each else even ever
+    every few for from had has have he her here hers him his how i if in inside into is it its just like many may me more most
+    much must my near next no nor not of off on once one only onto or other our out over own per put same she should since so
+    some still such than that the their them then there these they this those through throughout to too toward towards under
+    until up upon us very via was we were what when where which while who whom whose why will with within without would yet
+    you your""".split()
+)
+
+
+def words(text: str) -> int:
+    """The length of a text in words, as it is commanded and reported: what stands between spaces."""
+    return len(text.split())
+
+
+def content_words(text: str) -> list[str]:
+    """The words that carry content, in a form in which singular and plural are the same."""
+    return [_stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
+
+
+def _stem(word: str) -> str:
+    word = word.removesuffix("'s")
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def new_content(intent: str, text: str) -> set[str]:
+    """The content words of a text that its intent does not hold."""
+    return set(content_words(text)) - set(content_words(intent))
+
+
+def repetition(text: str) -> float:
+    """Share of the content words of a text that stand in it before, in [0, 1]."""
+    found = content_words(text)
+    return 1 - len(set(found)) / len(found) if found else 0.0
+
+
+def label(frame: pd.DataFrame, settings: RewardSettings) -> pd.DataFrame:
+    """Add `fidelity`, `gain`, `repetition` and `reward` to rows with `intent`, `text` and `relevance`."""
+    lengths = np.maximum(frame.text.map(words).to_numpy(), 1)
+    new = np.array([len(new_content(i, t)) for i, t in zip(frame.intent, frame.text, strict=True)], dtype=float)
+    fidelity = np.clip(frame.relevance.to_numpy() / settings.fidelity_cap, 0, 1)
+    gain = np.clip(new / lengths / settings.gain_cap, 0, 1)
+    repeated = frame.text.map(repetition).to_numpy(dtype=float)
+    weights = settings.weights
+    reward = weights.fidelity * fidelity + weights.gain * gain - weights.repetition * repeated
+    return frame.assign(fidelity=fidelity.round(4), gain=gain.round(4), repetition=repeated.round(4), reward=reward.round(4))
+
+
+class Scorer:
+    """The sentence embedder behind `relevance`; loaded on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.version = scorer_version(settings)
+        self._model: Any = None
+
+    def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+        """Unit vectors, shape [len(texts), dimensions]."""
+        if self._model is None:
+            from sentence_transformers import SentenceTransformer
+
+            folder = resolve(self._settings.rewards.scorer, self._settings).folder
+            try:
+                self._model = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"cannot be loaded: {error}", where=str(folder), remedy="correct rewards.scorer in params.yaml") from error
+        embedded = self._model.encode(list(texts), normalize_embeddings=True, batch_size=64, show_progress_bar=False)
+        return np.asarray(embedded, dtype=np.float32)
+
+    def relevance(self, intents: Sequence[str], texts: Sequence[str]) -> "NDArray[np.float64]":
+        """Cosine similarity of each intent to its text, shape [len(texts)], rounded to 4 digits so that machines agree."""
+        if not len(texts):
+            return np.zeros(0)
+        distinct = sorted(set(intents))
+        vectors = dict(zip(distinct, self.embed(distinct), strict=True))
+        cosines = (np.stack([vectors[intent] for intent in intents]) * self.embed(texts)).sum(axis=1)
+        return np.round(cosines.astype(np.float64), 4)
+
+
+def scorer_version(settings: Settings) -> str:
+    """Identifies how relevance is measured: the scorer's weights and this module's way to use them."""
+    return content_hash({"scorer": digest_of(settings.rewards.scorer, settings), "revision": SCORER_REVISION})
+
+
+def score_missing(workspace: Workspace, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Add `relevance` to rows, scoring only those without a score of the current scorer. Returns them and how many were scored."""
+    scorer = Scorer(workspace.settings)
+    stored = _stored(workspace, scorer.version, frame.row_key)
+    missing = frame[~frame.row_key.isin(stored.keys())]
+    for start in range(0, len(missing), CHUNK):
+        chunk = missing.iloc[start : start + CHUNK]
+        scores = scorer.relevance(chunk.intent.tolist(), chunk.text.tolist())
+        scored = pd.DataFrame({"row_key": chunk.row_key.to_numpy(), "scorer_version": scorer.version, "relevance": scores})
+        with workspace.database.writer() as connection:
+            connection.register("scored", scored)
+            connection.execute("INSERT OR IGNORE INTO scores SELECT row_key, scorer_version, relevance FROM scored")
+        stored |= dict(zip(scored.row_key, scored.relevance, strict=True))
+        logger.info("scored %d of %d rows", min(start + CHUNK, len(missing)), len(missing))
+    return frame.assign(relevance=frame.row_key.map(stored).astype(float)), len(missing)
+
+
+def _stored(workspace: Workspace, version: str, keys: Iterable[str]) -> dict[str, float]:
+    with workspace.database.reader() as connection:
+        connection.register("wanted", pd.DataFrame({"row_key": list(keys)}))
+        found = connection.execute(
+            "SELECT row_key, relevance FROM scores JOIN wanted USING (row_key) WHERE scorer_version = ?", [version]
+        ).fetchall()
+    return dict(found)

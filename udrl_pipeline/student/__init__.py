@@ -1,0 +1,1 @@
+"""The student: a small causal language model that is trained on commands and what they achieved."""

@@ -1,0 +1,149 @@
+"""Where a student starts: `scratch`, a depth- and vocabulary-pruned teacher, or a checkpoint. All end with the same tokens."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udrl_pipeline.commands import CommandSpace
+from udrl_pipeline.errors import ModelError, StudentError
+from udrl_pipeline.models import resolve
+from udrl_pipeline.settings import ModelRef, Settings
+from udrl_pipeline.student.vocabulary import add_control_tokens, cut, train_bpe
+
+
+@dataclass(frozen=True)
+class Start:
+    """An untrained student (fp32), its tokenizer, and how it came about."""
+
+    model: Any
+    tokenizer: Any
+    how: dict[str, Any]
+
+
+def initialise(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> Start:
+    """Build the student that params.yaml asks for. `texts` are the training split's intents and texts.
+
+    Raises:
+        ModelError: A model reference is wrong.
+        StudentError: The model cannot be pruned as asked.
+    """
+    import torch
+
+    torch.manual_seed(settings.student.seed)
+    kind = settings.student.init_from
+    if kind == "scratch":
+        return _scratch(settings, space, texts)
+    if kind == "pruned-teacher":
+        return _pruned(settings, space, texts)
+    return from_folder(resolve(ModelRef(ref=kind), settings).folder, space, {"init_from": kind})
+
+
+def from_folder(folder: Path, space: CommandSpace, how: dict[str, Any]) -> Start:
+    """Start from any causal model with a fast tokenizer: a published GPT-2, or an earlier student."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot be loaded: {error}", where=str(folder), remedy="name a folder that transformers loads") from error
+    if tokenizer.eos_token is None:
+        raise StudentError("its tokenizer has no end-of-text token", where=str(folder), remedy="use another checkpoint")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    known = set(tokenizer.get_vocab())
+    new = [token for token in space.control_tokens() if token not in known]
+    if new:
+        add_control_tokens(tokenizer, new)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        _embed_control_tokens(model, tokenizer, new)
+    return Start(model, tokenizer, how | {"new_tokens": len(new)})
+
+
+def _scratch(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> Start:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = settings.student.scratch
+    if shape.width % shape.heads:
+        raise StudentError(
+            f"width {shape.width} is no multiple of heads {shape.heads}", where="params.yaml: student.scratch", remedy="change one of them"
+        )
+    tokenizer = train_bpe([f" {text}" for text in texts], shape.vocabulary, space.control_tokens())
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=settings.student.max_tokens * 2, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return Start(GPT2LMHeadModel(config), tokenizer, {"init_from": "scratch", "vocabulary": len(tokenizer)})
+
+
+def kept_layers(total: int, keep: int, rule: str) -> list[int]:
+    """Which layers a pruned teacher keeps: `ends` the first ones and the last two, `even` the first, the last and an even spread."""
+    if keep >= total:
+        return list(range(total))
+    if rule == "even":
+        return sorted({round(i * (total - 1) / max(keep - 1, 1)) for i in range(keep)})
+    last = min(2, keep - 1)
+    return [*range(keep - last), *range(total - last, total)]
+
+
+def _pruned(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> Start:
+    """The teacher with some of its layers and the tokens that the corpus needs (as in LLM-Pruner, arXiv 2305.11627, by depth)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, shape = resolve(settings.teacher.model, settings).folder, settings.student.prune
+    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    original = AutoTokenizer.from_pretrained(folder)
+    state = teacher.state_dict()
+    if "model.embed_tokens.weight" not in state or not hasattr(teacher.config, "num_hidden_layers"):
+        raise StudentError(
+            f"{type(teacher).__name__} cannot be pruned (only Llama-like models can)",
+            where="params.yaml: student.init_from",
+            remedy="set init_from: scratch, or name a GPT-2 checkpoint",
+        )
+    layers = kept_layers(teacher.config.num_hidden_layers, shape.layers, shape.rule)
+    tokenizer, old_ids = cut(original, [f" {text}" for text in texts], shape.keep_merges, space.control_tokens())
+    new_ids = {layer: n for n, layer in enumerate(layers)}
+    kept = {}
+    for name, tensor in state.items():
+        match = re.match(r"model\.layers\.(\d+)\.(.*)", name)
+        if match is None:
+            kept[name] = tensor
+        elif int(match[1]) in new_ids:
+            kept[f"model.layers.{new_ids[int(match[1])]}.{match[2]}"] = tensor
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in kept:
+            old = kept[name][old_ids]
+            kept[name] = torch.cat([old, old.mean(dim=0).expand(len(tokenizer) - len(old_ids), -1)])
+    values = teacher.config.to_dict() | {"num_hidden_layers": len(layers), "vocab_size": len(tokenizer)}
+    values |= {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    values.pop("layer_types", None)
+    model = AutoModelForCausalLM.from_config(type(teacher.config)(**values), dtype=torch.float32)
+    model.load_state_dict(kept)
+    _embed_control_tokens(model, tokenizer, space.control_tokens())
+    return Start(model, tokenizer, {"init_from": "pruned-teacher", "layers": layers, "vocabulary": len(tokenizer)})
+
+
+def _embed_control_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Give new tokens embeddings of ordinary size. Neighbouring numbers start close together, so that what one length or
+    quality learns helps the next."""
+    import torch
+
+    weight = model.get_input_embeddings().weight
+    old = weight[: len(tokenizer) - len(tokens)]
+    scale, width = float(old.detach().std()), weight.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    waves = torch.randn(8, width, generator=generator)
+    with torch.no_grad():
+        for token in tokens:
+            match = re.fullmatch(r"<\|(words|quality):(\d+)\|>", token)
+            if match:
+                position = int(match[2]) / (40 if match[1] == "words" else 5)
+                shape = [math.sin(math.pi * k * position / 2) for k in range(1, 5)] + [math.cos(math.pi * k * position / 2) for k in range(1, 5)]
+                vector = torch.tensor(shape) @ waves / 2
+            else:
+                vector = torch.randn(width, generator=generator)
+            weight[tokenizer.convert_tokens_to_ids(token)] = old.mean(dim=0) + scale * vector

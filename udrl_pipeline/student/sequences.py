@@ -1,0 +1,90 @@
+"""Rows -> token sequences in the order in which they are trained on. Rendering is the augmentation: dropout is drawn here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from udrl_pipeline.commands import Command, CommandSpace, achieved, render_answer, render_prompt
+from udrl_pipeline.student.recipes import Recipe
+from udrl_pipeline.versioning import unit_draw
+
+#: Batches whose rows are sorted by length together, so that little is padded while batches stay mixed.
+BUCKET_BATCHES = 40
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSequence:
+    """One training sequence; the loss counts the text and its end, not the prompt."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    def features(self) -> dict[str, list[int]]:
+        return {"input_ids": self.prompt + self.answer, "labels": [IGNORED] * len(self.prompt) + self.answer}
+
+
+def drop_out(command: Command, recipe: Recipe, dropout: float, *draw: Any) -> Command:
+    """Leave out length and quality, each for itself, on a share of the sequences; always, where the recipe is uncommanded."""
+    words = command.words if recipe.commanded and unit_draw("words", *draw) >= dropout else None
+    quality = command.quality if recipe.commanded and unit_draw("quality", *draw) >= dropout else None
+    return replace(command, words=words, quality=quality)
+
+
+def encode(tokenizer: Any, commands: Sequence[Command], texts: Sequence[str], max_tokens: int) -> list[TrainingSequence]:
+    """Token sequences; a text too long for `max_tokens` is cut and then has no end."""
+    prompts = tokenizer([render_prompt(c) for c in commands], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([render_answer(t) for t in texts], add_special_tokens=False)["input_ids"]
+    end = [tokenizer.eos_token_id]
+    return [TrainingSequence(p, (a + end)[: max(1, max_tokens - len(p))]) for p, a in zip(prompts, answers, strict=True)]
+
+
+def training_order(
+    rows: pd.DataFrame, space: CommandSpace, recipe: Recipe, tokenizer: Any, *, passes: float, batch_rows: int, dropout: float, seed: int, max_tokens: int
+) -> list[TrainingSequence]:
+    """The sequences of a whole training run, in order: each pass shuffled by the rows' own keys, then bucketed by length.
+
+    Args:
+        rows: Training rows with row_key, task, intent, text, words, quality.
+        passes: How often each row is seen; 1.5 sees every row once and half of them twice.
+    """
+    commands = dict(zip(rows.row_key, achieved(rows, space), strict=True))
+    texts = dict(zip(rows.row_key, rows.text, strict=True))
+    chosen: list[Command] = []
+    ordered: list[str] = []
+    wanted = max(1, round(passes * len(rows)))
+    turn = 0
+    while len(ordered) < wanted:
+        keys = sorted(commands, key=lambda key: unit_draw("order", seed, turn, key))[: wanted - len(ordered)]
+        ordered += keys
+        chosen += [drop_out(commands[key], recipe, dropout, seed, turn, key) for key in keys]
+        turn += 1
+    sequences = encode(tokenizer, chosen, [texts[key] for key in ordered], max_tokens)
+    return _bucketed(sequences, batch_rows, seed)
+
+
+def _bucketed(sequences: list[TrainingSequence], batch_rows: int, seed: int) -> list[TrainingSequence]:
+    result: list[TrainingSequence] = []
+    size = BUCKET_BATCHES * batch_rows
+    for start in range(0, len(sequences), size):
+        by_length = sorted(sequences[start : start + size], key=lambda s: len(s.prompt) + len(s.answer))
+        batches = [by_length[i : i + batch_rows] for i in range(0, len(by_length), batch_rows)]
+        last = [batches.pop()] if len(batches[-1]) < batch_rows else []  # a short batch must stay at the end
+        batches.sort(key=lambda batch: unit_draw("batch", seed, start, batch[0].answer[:8], len(batch[-1].answer)))
+        result += [sequence for batch in batches + last for sequence in batch]
+    return result
+
+
+def collate(features: list[dict[str, list[int]]], pad: int) -> dict[str, Any]:
+    """Right-padded tensors of shape [rows, longest]."""
+    import torch
+
+    longest = max(len(f["input_ids"]) for f in features)
+
+    def padded(name: str, value: int) -> Any:
+        return torch.tensor([f[name] + [value] * (longest - len(f[name])) for f in features])
+
+    mask = [[1] * len(f["input_ids"]) + [0] * (longest - len(f["input_ids"])) for f in features]
+    return {"input_ids": padded("input_ids", pad), "labels": padded("labels", IGNORED), "attention_mask": torch.tensor(mask)}

@@ -1,0 +1,279 @@
+"""Train a student with transformers' Trainer; resumes after a kill, warm-starts when only rows were added.
+
+The result is a folder that `AutoModelForCausalLM` and `AutoTokenizer` load: safetensors, tokenizer, commands.json, recipe.json,
+loss.json and the manifest.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from udrl_pipeline import dataset
+from udrl_pipeline.commands import Command, CommandSpace
+from udrl_pipeline.errors import StudentError
+from udrl_pipeline.models import digest_of
+from udrl_pipeline.rewards import Scorer, label
+from udrl_pipeline.settings import ModelRef, Settings
+from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.generation import Student
+from udrl_pipeline.student.initialise import Start, from_folder, initialise
+from udrl_pipeline.student.recipes import RECIPES, Recipe
+from udrl_pipeline.student.sequences import TrainingSequence, collate, encode, training_order
+from udrl_pipeline.versioning import code_version, content_hash, files_sha256
+
+logger = logging.getLogger(__name__)
+
+SOURCES = (
+    "commands.py", "student/training.py", "student/sequences.py", "student/initialise.py", "student/vocabulary.py",
+    "student/generation.py", "student/recipes.py",
+)  # fmt: skip
+
+
+def asset_name(recipe: str) -> str:
+    return f"student/{recipe}"
+
+
+def build(workspace: Workspace, recipe_name: str) -> Version:
+    """Train the student of a recipe on the current dataset, or find that this very student is there already.
+
+    Raises:
+        QualityError: The dataset did not pass; nothing is trained on it.
+        StudentError, ModelError: The start that params.yaml names cannot be had.
+    """
+    started, settings, recipe = time.monotonic(), workspace.settings, find_recipe(recipe_name)
+    asset, code = asset_name(recipe.name), code_version(SOURCES)
+    params = _params(settings, recipe)
+    parents = workspace.parents(dataset.ASSET)
+    fingerprint = workspace.fingerprint(asset, code, params, parents)
+    with workspace.lock(asset):
+        if made := workspace.reuse(asset, fingerprint):
+            return made
+        rows = dataset.read_dataset(workspace, parents[dataset.ASSET])
+        previous = _warm_start(workspace, asset, params, rows)
+        if previous:
+            parents |= {asset: previous.version}
+        scratch = workspace.scratch_folder(asset, fingerprint)
+        facts, work = _train(workspace, recipe, rows, previous, scratch)
+        result = scratch / "result"
+        made = workspace.record(
+            asset,
+            version=content_hash(files_sha256(result)),
+            fingerprint=fingerprint,
+            code_version=code,
+            rows=facts["sequences"],
+            params=params,
+            parents=parents,
+            facts=facts,
+            write=lambda folder: shutil.copytree(result, folder, dirs_exist_ok=True) and None,
+            started=started,
+            work=work,
+        )
+        shutil.rmtree(scratch.parent)  # also what runs with other inputs left when they were killed
+        return made
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        StudentError: There is none.
+    """
+    if name not in RECIPES:
+        raise StudentError(f"unknown recipe {name!r}", where="recipe", remedy=f"recipes: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _params(settings: Settings, recipe: Recipe) -> dict[str, Any]:
+    kind = settings.student.init_from
+    if kind == "pruned-teacher":
+        start = digest_of(settings.teacher.model, settings)
+    elif kind in ("scratch", "previous"):
+        start = kind
+    else:
+        start = digest_of(ModelRef(ref=kind), settings)
+    return {
+        "recipe": recipe.name,
+        "start": start,
+        "student": settings.student.model_dump(mode="json", exclude={"save_every"}),
+        "commands": settings.commands.model_dump(mode="json"),
+    }
+
+
+def _warm_start(workspace: Workspace, asset: str, params: dict[str, Any], rows: pd.DataFrame) -> Version | None:
+    """The current student of the same recipe and params, if the dataset still holds every row that it was trained on.
+
+    `init_from: previous` takes the current student whatever has changed.
+    """
+    current = workspace.current(asset)
+    if workspace.settings.student.init_from == "previous":
+        if current is None:
+            raise StudentError(f"there is no {asset} to start from", where="params.yaml: student.init_from", remedy="train one from another start first")
+        return current
+    if current is None or current.params != params or dataset.ASSET not in current.parents:
+        return None
+    before = workspace.version_folder(dataset.ASSET, current.parents[dataset.ASSET]) / "rows.parquet"
+    if not before.exists():
+        return None
+    old = set(pd.read_parquet(before, columns=["row_key"]).row_key)
+    return current if old <= set(rows.row_key) else None
+
+
+def _train(
+    workspace: Workspace, recipe: Recipe, rows: pd.DataFrame, previous: Version | None, scratch: Path
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Train in `scratch`, leaving the student's files in `scratch/result`. Returns facts and the work done."""
+    settings = workspace.settings
+    train, validation = rows[rows.split == "train"], rows[rows.split == "validation"]
+    edges = workspace.find(dataset.ASSET, workspace.parents(dataset.ASSET)[dataset.ASSET])
+    assert edges is not None
+    space = CommandSpace.measure(train, edges.facts["edges"], settings.commands)
+    if previous:
+        folder = workspace.version_folder(previous.asset, previous.version)
+        start = from_folder(folder, space, {"init_from": "previous", "version": previous.version})
+    else:
+        start = initialise(settings, space, sorted({*train.intent, *train.text}))
+    options = settings.student
+    sequences = training_order(
+        train, space, recipe, start.tokenizer, passes=options.warm_epochs if previous else options.epochs,
+        batch_rows=options.batch_rows, dropout=settings.commands.dropout, seed=options.seed, max_tokens=options.max_tokens,
+    )  # fmt: skip
+    if options.max_steps:
+        sequences = sequences[: options.max_steps * options.batch_rows]
+    held_out = _validation_sequences(validation, space, recipe, start.tokenizer, options.max_tokens)
+    parameters = sum(p.numel() for p in start.model.parameters())
+    logger.info("%s: %.1fM parameters, %d sequences, start %s", recipe.name, parameters / 1e6, len(sequences), start.how)
+    began = time.monotonic()
+    losses, steps = _run_trainer(start, sequences, held_out, settings, scratch)
+    seconds = time.monotonic() - began
+    tokens = sum(len(s.prompt) + len(s.answer) for s in sequences)
+    student = Student(start.model.bfloat16().eval(), start.tokenizer, space, recipe.name)
+    space, sweep = choose_best(student, validation, settings)
+    _save(student, space, recipe, losses, scratch / "result")
+    facts = {
+        "parameters": student.parameters, "sequences": len(sequences), "tokens": tokens, "start": start.how,
+        "covered_words": {task: list(ends) for task, ends in space.covered.items()}, "best_quality": space.best, "sweep": sweep,
+        "loss": losses[-1].get("loss") if losses else None,
+        "validation_loss": next((entry["validation_loss"] for entry in reversed(losses) if "validation_loss" in entry), None),
+        "seed": options.seed,
+    }  # fmt: skip
+    return facts, {"train_steps": steps, "train_seconds": seconds, "tokens_per_s": tokens / seconds}
+
+
+def _validation_sequences(rows: pd.DataFrame, space: CommandSpace, recipe: Recipe, tokenizer: Any, max_tokens: int) -> list[TrainingSequence]:
+    """Every validation row at exactly the command that it achieved; at most 500, by their keys."""
+    chosen = rows.sort_values("row_key").head(500)
+    low, high = space.words
+    commands = [
+        Command(r.task, r.intent, int(r.words) if low <= r.words <= high else None, int(r.quality)) if recipe.commanded else Command(r.task, r.intent)
+        for r in chosen.itertuples()
+    ]
+    return encode(tokenizer, commands, chosen.text.tolist(), max_tokens)
+
+
+def _run_trainer(
+    start: Start, sequences: list[TrainingSequence], held_out: list[TrainingSequence], settings: Settings, scratch: Path
+) -> tuple[list[dict[str, float]], int]:
+    """Run transformers' Trainer over the sequences in their order; resumes from the last checkpoint in `scratch`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
+            return SequentialSampler(sequences)  # type: ignore[arg-type]
+
+    options = settings.student
+    total = -(-len(sequences) // options.batch_rows)
+    every = max(1, total // 8)
+    arguments = TrainingArguments(
+        output_dir=str(scratch / "checkpoints"),
+        num_train_epochs=1,
+        per_device_train_batch_size=options.batch_rows,
+        per_device_eval_batch_size=options.batch_rows * 2,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(total * options.warmup),
+        weight_decay=options.weight_decay,
+        max_grad_norm=1.0,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=max(1, total // 40),
+        eval_strategy="steps" if held_out else "no",
+        eval_steps=every * 2,
+        save_steps=options.save_every,
+        save_total_limit=1,
+        seed=options.seed,
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=None,
+        log_level="error",
+    )
+    trainer = InOrder(
+        model=start.model,
+        args=arguments,
+        train_dataset=[s.features() for s in sequences],
+        eval_dataset=[s.features() for s in held_out] or None,
+        data_collator=lambda features: collate(features, start.tokenizer.pad_token_id),
+    )
+    (scratch / "checkpoints").mkdir(exist_ok=True)
+    checkpoint = get_last_checkpoint(str(scratch / "checkpoints"))
+    done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    if checkpoint:
+        logger.info("resuming from step %d of %d", done, total)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return _losses(trainer.state.log_history), trainer.state.global_step - done
+
+
+def _losses(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    losses = []
+    for entry in history:
+        if "loss" in entry:
+            losses.append({"step": entry["step"], "loss": round(float(entry["loss"]), 4)})
+        elif "eval_loss" in entry:
+            losses.append({"step": entry["step"], "validation_loss": round(float(entry["eval_loss"]), 4)})
+    return losses
+
+
+def choose_best(student: Student, validation: pd.DataFrame, settings: Settings) -> tuple[CommandSpace, dict[str, list[float]]]:
+    """Sweep the commanded quality over validation intents; the argmax of the mean reward is what `best` means, per task.
+
+    Shipping the highest command is wrong where results fall above what the data holds, so it is measured. Returns the
+    command space with `best`, and each task's mean reward for quality 1 to K.
+    """
+    evaluation, space = settings.evaluation, student.space
+    scorer = Scorer(settings)
+    best, sweep = dict(space.best), {}
+    for task in space.tasks:
+        intents = sorted(validation[validation.task == task].intent.unique())[: evaluation.sweep_intents]
+        if not intents:
+            continue
+        qualities = range(1, space.quality_bins + 1)
+        commands = [Command(task, intent, quality=quality) for quality in qualities for intent in intents]
+        texts = student.generate(
+            commands, temperature=evaluation.temperature, top_p=evaluation.top_p, repetition_penalty=evaluation.repetition_penalty, seed=evaluation.seed
+        )
+        frame = pd.DataFrame({"intent": [c.intent for c in commands], "text": [t.text for t in texts], "quality": [c.quality for c in commands]})
+        frame["relevance"] = scorer.relevance(frame.intent.tolist(), frame.text.tolist())
+        means = label(frame, settings.rewards).groupby("quality").reward.mean()
+        sweep[task] = [round(float(means[q]), 4) for q in qualities]
+        best[task] = int(np.argmax(sweep[task])) + 1
+    return space.with_best(best), sweep
+
+
+def _save(student: Student, space: CommandSpace, recipe: Recipe, losses: list[dict[str, float]], folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    student.model.save_pretrained(folder)
+    student.tokenizer.save_pretrained(folder)
+    space.save(folder)
+    (folder / "recipe.json").write_text(json.dumps({"name": recipe.name, "description": recipe.description}), encoding="utf-8")
+    (folder / "loss.json").write_text(json.dumps(losses), encoding="utf-8")
