@@ -9,6 +9,7 @@ from assets.labeled_dataset import labeled_dataset
 from assets.results import Results, results
 from assets.store import OWNERS, POOL, Store
 from assets.student import students
+from assets.teacher_corpus import teacher_corpus
 from udrl_pipeline.evaluation import report
 from udrl_pipeline.versioning import code_version
 
@@ -18,7 +19,7 @@ from udrl_pipeline.versioning import code_version
     group_name="evaluation",
     owners=OWNERS,
     code_version=code_version(report.SOURCES),
-    deps=[labeled_dataset, *students],
+    deps=[teacher_corpus, labeled_dataset, *students],
     output_required=False,
     pool=POOL,
 )

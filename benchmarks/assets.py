@@ -54,7 +54,9 @@ def main() -> None:
         for asset in STEPS:
             command = [sys.executable, __file__, "--asset", asset, "--artifacts", artifacts]
             command += ["--preset", arguments.preset] if arguments.preset else []
-            result[asset] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().splitlines()[-1])
+            result[asset] = json.loads(
+                subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().splitlines()[-1]
+            )
             measured = result[asset]
             extra = f"  {measured['tokens_per_s']:.0f} training tokens/s" if "tokens_per_s" in measured else ""
             print(f"{asset:18} {measured['seconds']:8.1f} s {measured['peak_mb']:8.0f} MB {measured['rows']:8.0f} rows{extra}")

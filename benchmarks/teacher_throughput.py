@@ -77,7 +77,8 @@ def main() -> None:
     for side, measured in result.items():
         measured["rows_per_s"] = measured["rows"] / measured["seconds"]
         measured["tokens_per_s"] = measured["tokens"] / measured["seconds"]
-        print(f"{side:6} {measured['rows']:6.0f} rows {measured['seconds']:7.1f} s {measured['rows_per_s']:6.2f} rows/s {measured['tokens_per_s']:7.1f} tokens/s")
+        speed = f"{measured['rows_per_s']:6.2f} rows/s {measured['tokens_per_s']:7.1f} tokens/s"
+        print(f"{side:6} {measured['rows']:6.0f} rows {measured['seconds']:7.1f} s {speed}")
     # texts are sampled, so the two sides write different numbers of tokens: tokens/s is the fair ratio
     result["ratio_tokens_per_s"] = result["asset"]["tokens_per_s"] / result["bare"]["tokens_per_s"]
     print(f"asset / bare, tokens/s: {result['ratio_tokens_per_s']:.3f}")

@@ -1,6 +1,6 @@
 """The README's pictures, taken from the real thing: Dagster's asset graph and the newest report.
 
-    make images        (after `make run`; needs Chromium on the PATH, or its path in $CHROMIUM)
+make images        (after `make run`; needs Chromium on the PATH, or its path in $CHROMIUM)
 """
 
 import os

@@ -17,6 +17,8 @@ from hypothesis import settings as hypothesis_settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# models this small gain nothing from threads, and lose much where these wait for a core that another process has
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from udrl_pipeline import settings as settings_module
 from udrl_pipeline.errors import TeacherError
@@ -40,13 +42,17 @@ SMALL: dict[str, object] = {
     "teacher.engine": "transformers",
     "teacher.chunk_rows": 8,
 }
-DETAILS = (
-    "amber angle banner blossom bokeh border bright canvas cedar ceramic cinematic cloud cobalt copper coral corner crimson crystal dawn detail "
-    "drizzle dusk ember fabric feather fern foil frame frost garden glass glow golden grain granite harbour haze headline horizon indigo ivory "
-    "jade lantern lavender leather lens linen macro marble margin meadow mirror mist moonlit mosaic mural muted neon oak ochre olive opal orchid "
-    "palette panel paper pastel pearl pine portrait quartz rain ribbon river rustic saffron sand shadow silk silver sketch slate smoke sparkle "
-    "spruce stone studio sunbeam teal texture timber tulip twilight velvet vignette vintage violet walnut watercolour willow window winter wool"
-).split()
+DETAILS = re.findall(
+    r"\w+",
+    """
+    amber angle banner blossom bokeh border bright canvas cedar ceramic cinematic cloud cobalt copper coral corner crimson crystal
+    dawn detail drizzle dusk ember fabric feather fern foil frame frost garden glass glow golden grain granite harbour haze headline
+    horizon indigo ivory jade lantern lavender leather lens linen macro marble margin meadow mirror mist moonlit mosaic mural muted
+    neon oak ochre olive opal orchid palette panel paper pastel pearl pine portrait quartz rain ribbon river rustic saffron sand
+    shadow silk silver sketch slate smoke sparkle spruce stone studio sunbeam teal texture timber tulip twilight velvet vignette
+    vintage violet walnut watercolour willow window winter wool
+    """,
+)
 
 
 class FakeEngine:
@@ -60,7 +66,9 @@ class FakeEngine:
 
     name = "fake"
 
-    def __init__(self, dies_after: int | None = None, refuses: tuple[str, ...] = (), seconds_per_row: float = 0.0, version: str = "1") -> None:
+    def __init__(
+        self, dies_after: int | None = None, refuses: tuple[str, ...] = (), seconds_per_row: float = 0.0, version: str = "1"
+    ) -> None:
         self.dies_after, self.refuses, self.seconds_per_row, self.version = dies_after, refuses, seconds_per_row, version
         self.requests: list[Request] = []
         self.batches: list[int] = []

@@ -55,7 +55,9 @@ def test_row_keys_are_those_of_the_recorded_rows() -> None:
         REPOSITORY / "params.yaml", preset="", overrides={"artifacts": "/nowhere", "intents.builtin": 4320, "intents.sources": []}
     )
     planned = corpus.plan(collect(settings).kept, load_tasks(settings), settings, corpus.source_digest(settings))
-    assert {(row.task, row.asked_words, row.row_key) for row in planned if row.intent_key == "a car wash with a retro look" and row.sample == 0} == {
+    assert {
+        (row.task, row.asked_words, row.row_key) for row in planned if row.intent_key == "a car wash with a retro look" and row.sample == 0
+    } == {
         ("image", 22, "8d3234e6f03b1c7aa7f9d0ec79fad1f7"),
         ("search", 10, "4c03166e77d192801b5a147a75821e28"),
         ("template", 22, "bdf1f0f756e96e53af877fc9f0fd4cfa"),
@@ -292,7 +294,9 @@ def test_a_run_that_is_killed_resumes_with_exactly_the_missing_rows(params: Path
     assert len({key for key, *_ in rows(workspace)}) == len(rows(workspace)) == 24
 
 
-def test_a_full_disk_stops_the_corpus_and_it_goes_on_once_there_is_space(build, small_disk: Path, use_engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_the_corpus_and_it_goes_on_once_there_is_space(
+    build, small_disk: Path, use_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw, text = random.Random(1), FakeEngine.text
     use_engine(FakeEngine())
     ideas = [f"idea {letter}" for letter in "abcdefghijklmnop"]
@@ -376,7 +380,9 @@ def test_an_export_can_be_limited_to_some_rows(build, teacher: FakeEngine, tmp_p
     assert set(pd.read_parquet(tmp_path / "rows.parquet").row_key) == wanted
 
 
-def test_recorded_rows_are_imported_instead_of_generated(build, teacher: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_recorded_rows_are_imported_instead_of_generated(
+    build, teacher: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     workspace, first = build("red fox", "old lighthouse", "a third idea", artifacts="one")
     with workspace.database.writer() as connection:
         connection.execute("INSERT INTO scores SELECT row_key, 'v1', 0.5 FROM rows")

@@ -168,7 +168,8 @@ def test_a_full_disk_is_a_typed_error_and_keeps_what_was_committed(small_disk: P
         for committed in range(1000):
             with database.writer() as connection:
                 connection.execute(
-                    "INSERT INTO scores SELECT ? || '-' || range || repeat(md5(random()::VARCHAR), 8), 'v1', random() FROM range(300)", [str(committed)]
+                    "INSERT INTO scores SELECT ? || '-' || range || repeat(md5(random()::VARCHAR), 8), 'v1', random() FROM range(300)",
+                    [str(committed)],
                 )
     assert caught.value.where == str(database.path)
     assert caught.value.remedy == "free some space and run again: everything committed is kept"

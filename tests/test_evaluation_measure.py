@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FakeEngine
 
+from conftest import FakeEngine
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import TeacherError, UdrlError
 from udrl_pipeline.evaluation import calibration
@@ -34,7 +34,17 @@ SPACE = CommandSpace(
 def corpus_rows(samples: int = 2) -> pd.DataFrame:
     """Teacher's rows for two tasks, the later sample a word longer; the first idea was cut off, and not kept."""
     rows = [
-        (f"{idea}-{task}-{sample}", task, idea, idea, f"{idea} for {task}" + " more" * sample, 7, "length" if idea == "red fox" else "stop", 10, sample)
+        (
+            f"{idea}-{task}-{sample}",
+            task,
+            idea,
+            idea,
+            f"{idea} for {task}" + " more" * sample,
+            7,
+            "length" if idea == "red fox" else "stop",
+            10,
+            sample,
+        )
         for idea in IDEAS
         for task in ("image", "search")
         for sample in range(samples)
@@ -153,7 +163,15 @@ def test_a_text_is_scored_once_however_often_it_stands_there(asked: pd.DataFrame
     scored = score(asked, scorer, settings.rewards)
     assert len(scored) == len(asked)
     assert scorer.scored == len(asked[["intent", "text"]].drop_duplicates())
-    assert scored.columns.tolist()[len(asked.columns) :] == ["relevance", "fidelity", "gain", "repetition", "reward", "copied", "copied_run"]
+    assert scored.columns.tolist()[len(asked.columns) :] == [
+        "relevance",
+        "fidelity",
+        "gain",
+        "repetition",
+        "reward",
+        "copied",
+        "copied_run",
+    ]
 
 
 def test_the_hash_of_texts_ignores_their_order_and_sees_every_change(asked: pd.DataFrame) -> None:
@@ -183,7 +201,10 @@ def test_a_clamped_length_is_shown_but_not_counted_in_the_error(asked: pd.DataFr
     rows.loc[counted, "text"] = [text + " and more" for text in rows.loc[counted, "text"]]
     rows.loc[counted, "words"] += 2
     found = calibration.length(rows, grid, Bootstrap(len(grid.intents), 100, 0))["image"]
-    shown = {name: {key: of_length[key] for key in ("value", "mean_absolute_error", "given", "clamped")} for name, of_length in found["lengths"].items()}
+    shown = {
+        name: {key: of_length[key] for key in ("value", "mean_absolute_error", "given", "clamped")}
+        for name, of_length in found["lengths"].items()
+    }
     assert shown == {
         "2": {"value": 6.0, "mean_absolute_error": 4.0, "given": 6, "clamped": True},
         "8": {"value": 10.0, "mean_absolute_error": 2.0, "given": 8, "clamped": False},
@@ -201,7 +222,11 @@ def test_where_every_length_is_clamped_there_is_no_error_to_report(asked: pd.Dat
 def test_the_teachers_own_obedience_counts_all_its_held_out_rows(held: HeldOut) -> None:
     found = calibration.asked(held.all_rows)["image"]
     words = held.all_rows[held.all_rows.task == "image"].words
-    assert found == {"lengths": {"10": {"value": words.mean(), "n": 10}}, "spearman": None, "mean_absolute_error": (10 - words).abs().mean()}
+    assert found == {
+        "lengths": {"10": {"value": words.mean(), "n": 10}},
+        "spearman": None,
+        "mean_absolute_error": (10 - words).abs().mean(),
+    }
 
 
 def test_a_space_that_knows_fewer_tasks_is_asked_for_those_alone(held: HeldOut, settings: Settings) -> None:

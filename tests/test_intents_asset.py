@@ -56,7 +56,10 @@ def test_what_is_set_aside_stands_in_the_quarantine_and_among_the_expectations(o
     workspace = own('intent\nred fox\n"broken\n\nfox <|x|>\n')
     made = asset.build(workspace)
     assert made.rows == 1
-    assert quarantine(workspace) == [("ideas.csv:3", "quotes that do not close", "'\"broken'"), ("ideas.csv:5", "control token", "'fox <|x|>'")]
+    assert quarantine(workspace) == [
+        ("ideas.csv:3", "quotes that do not close", "'\"broken'"),
+        ("ideas.csv:5", "control token", "'fox <|x|>'"),
+    ]
     assert [(e.name, e.passed, e.blocking) for e in workspace.expectations("intents", made.version)] == [
         ("no_intent_on_two_sides", True, True),
         ("lines_are_usable", False, False),

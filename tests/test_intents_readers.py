@@ -75,7 +75,7 @@ def test_a_header_alone_holds_no_intent(read) -> None:
 
 
 def test_a_quote_that_never_closes_costs_its_own_line_alone(read, settings: Settings) -> None:
-    content = "intent\nred fox\n\"blue fox\n" + "".join(f"good idea {n}\n" for n in "abcdefgh") + '"a, b"\nlast idea\n'
+    content = 'intent\nred fox\n"blue fox\n' + "".join(f"good idea {n}\n" for n in "abcdefgh") + '"a, b"\nlast idea\n'
     kept, set_aside = sorted_out(settings, read("a.csv", content))
     assert kept == ["a, b", *[f"good idea {n}" for n in "abcdefgh"], "last idea", "red fox"]
     assert set_aside == [("a.csv:3", "quotes that do not close")]
@@ -171,7 +171,10 @@ def test_a_parquet_file_is_read(tmp_path: Path) -> None:
 
 def test_a_parquet_column_that_holds_no_text_is_set_aside_row_by_row(tmp_path: Path, settings: Settings) -> None:
     pd.DataFrame({"intent": [1.5, 2.5]}).to_parquet(tmp_path / "a.parquet")
-    assert sorted_out(settings, read_source(tmp_path / "a.parquet", tmp_path)) == ([], [("a.parquet:1", "not text"), ("a.parquet:2", "not text")])
+    assert sorted_out(settings, read_source(tmp_path / "a.parquet", tmp_path)) == (
+        [],
+        [("a.parquet:1", "not text"), ("a.parquet:2", "not text")],
+    )
 
 
 def test_a_damaged_parquet_file_is_a_typed_error(tmp_path: Path) -> None:
@@ -220,7 +223,9 @@ def test_a_folder_is_read_file_by_file(read, tmp_path: Path) -> None:
         ("a.parquet", "red fox", "is no readable Parquet file", "write it again"),
     ],
 )
-def test_a_file_that_cannot_be_read_at_all_is_a_typed_error(read, tmp_path: Path, name: str, content: str | bytes, says: str, remedy: str) -> None:
+def test_a_file_that_cannot_be_read_at_all_is_a_typed_error(
+    read, tmp_path: Path, name: str, content: str | bytes, says: str, remedy: str
+) -> None:
     with pytest.raises(IntentsError) as caught:
         read(name, content)
     assert caught.value.what.startswith(says)

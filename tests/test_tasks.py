@@ -75,7 +75,12 @@ def test_a_label_is_no_part_of_the_template_hash(own_task: Callable[..., Task]) 
 
 @pytest.mark.parametrize(
     "change",
-    [{"system": "You write haiku!"}, {"request": "Idea: {intent}"}, {"examples": HAIKU["examples"][:6]}, {"examples": HAIKU["examples"][::-1]}],
+    [
+        {"system": "You write haiku!"},
+        {"request": "Idea: {intent}"},
+        {"examples": HAIKU["examples"][:6]},
+        {"examples": HAIKU["examples"][::-1]},
+    ],
 )
 def test_anything_else_is(own_task: Callable[..., Task], change: dict[str, object]) -> None:
     assert own_task({**HAIKU, **change}).template_hash != own_task(HAIKU).template_hash

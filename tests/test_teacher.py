@@ -44,7 +44,9 @@ def test_auto_is_vllm_where_it_is_installed_and_transformers_elsewhere(installed
 
 
 @pytest.mark.parametrize(("engine", "name"), [("vllm", "VllmEngine"), ("transformers", "TransformersEngine")])
-def test_an_engine_starts_with_the_folder_of_the_teachers_model(load: Load, installed, started, tmp_path: Path, engine: str, name: str) -> None:
+def test_an_engine_starts_with_the_folder_of_the_teachers_model(
+    load: Load, installed, started, tmp_path: Path, engine: str, name: str
+) -> None:
     installed(True)
     settings = load({"teacher.engine": engine})
     open_engine(settings)

@@ -32,7 +32,13 @@ def requests(settings: Settings, *limits: int) -> list[Request]:
     task = load_tasks(settings)["image"]
     ideas = ("red fox in the snow", "old lighthouse in a storm", "robot gardener", "city rooftop garden", "tea ceremony")
     return [
-        Request(task.messages(idea, 8, task.drawn_examples(8, 3, idea, 0)), limit, temperature=0.3 + 0.3 * (n % 2), top_p=0.9, repetition_penalty=1.1)
+        Request(
+            task.messages(idea, 8, task.drawn_examples(8, 3, idea, 0)),
+            limit,
+            temperature=0.3 + 0.3 * (n % 2),
+            top_p=0.9,
+            repetition_penalty=1.1,
+        )
         for n, (idea, limit) in enumerate(zip(ideas, limits, strict=False))
     ]
 
@@ -55,7 +61,10 @@ def test_the_default_teacher_answers_in_order_with_one_line_each(defaults: Setti
     short = replies[1]
     assert isinstance(short, Reply)
     assert (short.tokens, short.finish_reason) == (2, "length")
-    related = [any(word in text.lower() for word in words) for text, words in zip(texts, ({"fox", "snow"}, {"old", "light"}, {"robot"}, {"city", "roof"}), strict=True)]
+    related = [
+        any(word in text.lower() for word in words)
+        for text, words in zip(texts, ({"fox", "snow"}, {"old", "light"}, {"robot"}, {"city", "roof"}), strict=True)
+    ]
     assert sum(related) >= 3  # each answer stands beside its own idea
 
 
@@ -75,7 +84,8 @@ class Echo(TransformersEngine):
 def test_requests_of_differing_sampling_stay_in_order_and_share_no_batch(drawn: list[tuple[int, float, float]], batch_rows: int) -> None:
     engine = Echo(batch_rows)
     asked = [
-        Request([{"role": "user", "content": str(n)}], limit, temperature, top_p, 1.1) for n, (limit, temperature, top_p) in enumerate(drawn)
+        Request([{"role": "user", "content": str(n)}], limit, temperature, top_p, 1.1)
+        for n, (limit, temperature, top_p) in enumerate(drawn)
     ]
     assert engine.generate(asked) == [Reply(str(n), limit, "stop") for n, (limit, *_) in enumerate(drawn)]
     for batch in engine.batches:

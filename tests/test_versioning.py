@@ -72,7 +72,7 @@ def test_a_draw_depends_on_its_parts_alone_and_lies_in_the_unit_interval(first: 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_json_cannot_hold_has_no_hash(value: float) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Out of range float values"):
         content_hash({"value": value})
     with pytest.raises(TypeError):
         content_hash({"value": {1, 2}})

@@ -132,7 +132,7 @@ def test_every_request_has_its_answer_in_order_batch_after_batch(stand_in, engin
             Reply("red fox at 0.5 0.9 1.1 stop ['\\n']", 5, "length"),
             Reply("blue fox at 0.5 0.9 1.1 stop ['\\n']", 7, "length"),
         ]
-    text = "ｗｉｄｅ 😀 \"quotes\" and\u2028more"
+    text = 'ｗｉｄｅ 😀 "quotes" and\u2028more'
     assert teacher.generate([request(text)])[0] == Reply(" ".join(text.split()) + " at 0.5 0.9 1.1 stop ['\\n']", 5, "length")
 
 
@@ -207,10 +207,15 @@ def real_teacher(monkeypatch: pytest.MonkeyPatch) -> Path:
 @needs_vllm
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
-def test_vllm_answers_with_the_default_teacher_and_leaves_no_process(real_teacher: Path, engine: Callable[..., VllmEngine], settings: Settings) -> None:
+def test_vllm_answers_with_the_default_teacher_and_leaves_no_process(
+    real_teacher: Path, engine: Callable[..., VllmEngine], settings: Settings
+) -> None:
     task = load_tasks(settings)["image"]
     ideas = ("red fox in the snow", "old lighthouse in a storm", "robot gardener", "tea ceremony")
-    asked = [Request(task.messages(idea, 8, task.drawn_examples(8, 3, idea, 0)), limit, 0.3, 0.9, 1.1) for idea, limit in zip(ideas, (40, 2, 40, 40), strict=True)]
+    asked = [
+        Request(task.messages(idea, 8, task.drawn_examples(8, 3, idea, 0)), limit, 0.3, 0.9, 1.1)
+        for idea, limit in zip(ideas, (40, 2, 40, 40), strict=True)
+    ]
     teacher = engine(real_teacher)
     leader = teacher._child.pid
     replies = teacher.generate(asked)
@@ -227,7 +232,13 @@ def test_vllm_answers_with_the_default_teacher_and_leaves_no_process(real_teache
     assert replies[1].tokens == 2  # type: ignore[union-attr]
     assert replies[1].finish_reason == "length"  # type: ignore[union-attr]
     texts = [reply.text.lower() for reply in replies if isinstance(reply, Reply)]
-    assert sum(any(word in text for word in words) for text, words in zip(texts, (("fox", "snow"), ("old", "light"), ("robot",), ("tea",)), strict=True)) >= 3
+    assert (
+        sum(
+            any(word in text for word in words)
+            for text, words in zip(texts, (("fox", "snow"), ("old", "light"), ("robot",), ("tea",)), strict=True)
+        )
+        >= 3
+    )
 
 
 @needs_vllm

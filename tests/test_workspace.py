@@ -24,7 +24,9 @@ def write_rows(folder: Path) -> None:
     (folder / "inner" / "note.txt").write_text("a note", encoding="utf-8")
 
 
-def record(workspace: Workspace, version: str = "v1", fingerprint: str = "f1", write: Callable[[Path], None] = write_rows, **others: Any) -> Version:
+def record(
+    workspace: Workspace, version: str = "v1", fingerprint: str = "f1", write: Callable[[Path], None] = write_rows, **others: Any
+) -> Version:
     values = {"code_version": "c1", "rows": 50, "params": {"a": 1}, "parents": {"intents": "i1"}, "facts": {"mean": 0.5}, **others}
     return workspace.record("corpus", version=version, fingerprint=fingerprint, write=write, **values)
 
@@ -47,8 +49,8 @@ def test_a_version_is_a_folder_with_a_manifest_and_a_row_in_the_ledger(workspace
     assert manifest.pop("created_at") == made.created_at.isoformat()
     assert {name: len(digest) for name, digest in manifest.pop("files").items()} == {"rows.parquet": 64, "inner/note.txt": 64}
     assert manifest == {
-        "asset": "corpus", "version": "v1", "fingerprint": "f1", "code_version": "c1", "run_id": "run-1", "git": {"sha": "", "dirty": False},
-        "rows": 50, "parents": {"intents": "i1"}, "params": {"a": 1}, "facts": {"mean": 0.5},
+        "asset": "corpus", "version": "v1", "fingerprint": "f1", "code_version": "c1", "run_id": "run-1",
+        "git": {"sha": "", "dirty": False}, "rows": 50, "parents": {"intents": "i1"}, "params": {"a": 1}, "facts": {"mean": 0.5},
     }  # fmt: skip
     found = workspace.find("corpus", "v1")
     assert found is not None
@@ -140,9 +142,11 @@ def test_other_inputs_that_make_the_same_content_share_its_folder(workspace: Wor
 
     record(workspace, "v1", "f2", write=write_nothing, parents={"intents": "i2"})
     assert workspace.manifest("corpus", "v1") == before
-    found = workspace.reuse("corpus", "f2")
-    assert found is not None
-    assert found.parents == {"intents": "i2"}
+    for fingerprint, parent in (("f2", "i2"), ("f1", "i1"), ("f2", "i2")):  # each making keeps its own parents
+        found = workspace.reuse("corpus", fingerprint)
+        assert found is not None
+        assert found.parents == {"intents": parent}
+        assert workspace.current("corpus") == found
 
 
 def test_a_version_whose_folder_was_removed_is_made_again(workspace: Workspace) -> None:
@@ -171,7 +175,11 @@ def flip_a_byte(folder: Path) -> None:
         (lambda folder: (folder / "manifest.json").write_text('{"files": {'), "no readable manifest (", "manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("null"), "no readable manifest (it lists no files)", "manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "no readable manifest (it lists no files)", "manifest.json"),
-        (lambda folder: (folder / "manifest.json").write_text('{"files": []}'), "no readable manifest (it lists no files)", "manifest.json"),
+        (
+            lambda folder: (folder / "manifest.json").write_text('{"files": []}'),
+            "no readable manifest (it lists no files)",
+            "manifest.json",
+        ),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "no readable manifest (", "manifest.json"),
     ],
 )
@@ -181,7 +189,11 @@ def test_a_damaged_version_is_never_used_and_the_remedy_works(
     record(workspace)
     folder = workspace.version_folder("corpus", "v1")
     harm(folder)
-    for use in (lambda: workspace.check_files("corpus", "v1"), lambda: workspace.reuse("corpus", "f1"), lambda: record(workspace, "v1", "f2")):
+    for use in (
+        lambda: workspace.check_files("corpus", "v1"),
+        lambda: workspace.reuse("corpus", "f1"),
+        lambda: record(workspace, "v1", "f2"),
+    ):
         with pytest.raises(CorruptArtifact) as caught:
             use()
         assert caught.value.what.startswith(says)
@@ -332,7 +344,9 @@ def test_a_run_is_entered_once_with_what_it_ran_on(workspace: Workspace) -> None
     workspace.begin_run()
     workspace.begin_run()
     with workspace.database.reader() as connection:
-        ((run_id, sha, dirty, params, packages),) = connection.execute("SELECT run_id, git_sha, git_dirty, params, packages FROM runs").fetchall()
+        ((run_id, sha, dirty, params, packages),) = connection.execute(
+            "SELECT run_id, git_sha, git_dirty, params, packages FROM runs"
+        ).fetchall()
     assert (run_id, sha, dirty) == ("run-1", "", False)
     assert json.loads(params)["teacher"]["chunk_rows"] == 8
     assert {"duckdb", "torch", "transformers"} <= json.loads(packages).keys()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import yaml
 
-from udrl_pipeline import __version__, cli_output
+from udrl_pipeline import __version__, allocator, cli_output
 from udrl_pipeline.errors import IntentsError, SettingsError, UdrlError
 from udrl_pipeline.settings import PARAMS_ENV, PRESET_ENV, Settings, load
 
@@ -90,7 +90,7 @@ def run(
         "as_json": as_json,
         "copy_to": copy_to and str(Path(copy_to).absolute()),
     }
-    environment = dict(os.environ)
+    environment = {**allocator.ENVIRONMENT, **os.environ}
     environment[PARAMS_ENV] = str(Path(params or environment.get(PARAMS_ENV) or "params.yaml").absolute())
     environment[PRESET_ENV] = preset if preset is not None else environment.get(PRESET_ENV, "")
     environment.setdefault("DAGSTER_HOME", str(_dagster_home(settings.root)))
@@ -103,8 +103,11 @@ def run(
 def _dagster_home(root: Path) -> Path:
     if (root / "dagster.yaml").exists():
         return root
-    (root / ".dagster").mkdir(exist_ok=True)
-    return root / ".dagster"
+    home = root / ".dagster"
+    if not (home / "dagster.yaml").exists():
+        home.mkdir(exist_ok=True)
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
+    return home
 
 
 @main.group()

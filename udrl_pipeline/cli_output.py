@@ -138,10 +138,11 @@ def error(message: str, asset: str = "") -> None:
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; `right` names the columns of numbers."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    """A table on stdout; `right` names the columns of numbers. Where it is too wide the last column folds."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for header in headers:
-        table.add_column(header, justify="right" if header in right else "left", overflow="fold")
+        last = header == headers[-1]
+        table.add_column(header, justify="right" if header in right else "left", no_wrap=not last, overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     Console(highlight=False).print(table)

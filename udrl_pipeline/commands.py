@@ -67,7 +67,7 @@ class CommandSpace:
             named[str(task)] = {n: min(max(int(rows.words.quantile(q)), min(inside)), max(inside)) for n, q in NAMED_LENGTHS.items()}
         tasks = tuple(sorted(covered))
         bins = settings.quality_bins
-        return cls(tasks, settings.words, bins, {t: edges[t] for t in tasks}, covered, named, {t: bins for t in tasks})
+        return cls(tasks, settings.words, bins, {t: edges[t] for t in tasks}, covered, named, dict.fromkeys(tasks, bins))
 
     @classmethod
     def load(cls, folder: Path) -> "CommandSpace":
@@ -82,7 +82,9 @@ class CommandSpace:
             values["covered"] = {task: tuple(ends) for task, ends in values["covered"].items()}
             return cls(**values)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StudentError(f"is no student: {FILE} cannot be read ({error})", where=str(folder), remedy="train one: `udrl run`") from error
+            raise StudentError(
+                f"is no student: {FILE} cannot be read ({error})", where=str(folder), remedy="train one: `udrl run`"
+            ) from error
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
@@ -112,7 +114,9 @@ class CommandSpace:
             low, high = self.covered[command.task]
             words = min(max(command.words, low), high)
             if words != command.words:
-                warnings.append(f"length {command.words} is outside what the {command.task} rows cover ({low} to {high} words): {words} is used")
+                warnings.append(
+                    f"length {command.words} is outside what the {command.task} rows cover ({low} to {high} words): {words} is used"
+                )
                 command = replace(command, words=words)
         if command.quality is not None:
             quality = min(max(command.quality, 1), self.quality_bins)

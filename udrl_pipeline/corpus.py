@@ -99,7 +99,9 @@ def build(workspace: Workspace) -> Version:
     started, settings = time.monotonic(), workspace.settings
     source, code = source_digest(settings), code_version(SOURCES)
     params = {
-        **settings.teacher.model_dump(mode="json", include={"samples", "asked_words", "examples", "temperature", "top_p", "repetition_penalty"}),
+        **settings.teacher.model_dump(
+            mode="json", include={"samples", "asked_words", "examples", "temperature", "top_p", "repetition_penalty"}
+        ),
         "source": source,
         "templates": {name: task.template_hash for name, task in workspace.tasks.items()},
     }
@@ -157,7 +159,7 @@ def import_rows(workspace: Workspace, file: Path, wanted: set[str] | None = None
             )
             connection.execute(
                 f"""INSERT OR IGNORE INTO scores SELECT row_key, scorer_version, relevance FROM read_parquet(?)
-                    {condition or 'WHERE true'} AND scorer_version IS NOT NULL""",
+                    {condition or "WHERE true"} AND scorer_version IS NOT NULL""",
                 [str(file)],
             )
         except duckdb.Error as error:
@@ -173,7 +175,7 @@ def export_rows(workspace: Workspace, file: Path, keys: set[str] | None = None) 
     """Write rows with their scores to a compressed Parquet file, in the order of their keys. Returns their number."""
     with workspace.database.reader() as connection:
         frame = connection.execute(
-            f"""SELECT {', '.join('r.' + c for c in COLUMNS[:-1])}, s.scorer_version, s.relevance
+            f"""SELECT {", ".join("r." + c for c in COLUMNS[:-1])}, s.scorer_version, s.relevance
                 FROM rows r LEFT JOIN scores s USING (row_key) ORDER BY row_key, scorer_version"""
         ).df()
     if keys is not None:
@@ -253,7 +255,9 @@ def _commit(workspace: Workspace, rows: list[tuple[Any, ...]]) -> None:
         connection.execute(f"INSERT OR IGNORE INTO rows ({', '.join(COLUMNS)}) SELECT {', '.join(COLUMNS)} FROM frame")
 
 
-def _publish(workspace: Workspace, planned: list[PlannedRow], refused: list[Quarantined], *, facts: dict[str, Any], **record: Any) -> Version:
+def _publish(
+    workspace: Workspace, planned: list[PlannedRow], refused: list[Quarantined], *, facts: dict[str, Any], **record: Any
+) -> Version:
     with workspace.database.reader() as connection:
         connection.register("planned", pd.DataFrame({"row_key": [row.row_key for row in planned]}))
         frame = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM rows JOIN planned USING (row_key) ORDER BY row_key").df()
@@ -274,7 +278,10 @@ def _publish(workspace: Workspace, planned: list[PlannedRow], refused: list[Quar
     }
     return workspace.record(
         ASSET,
-        version=rows_hash(f"{key}\t{content_hash(text, 32)}\t{finish}" for key, text, finish in zip(frame.row_key, frame.text, frame.finish_reason, strict=True)),
+        version=rows_hash(
+            f"{key}\t{content_hash(text, 32)}\t{finish}"
+            for key, text, finish in zip(frame.row_key, frame.text, frame.finish_reason, strict=True)
+        ),
         rows=len(frame),
         facts=facts,
         quarantined=refused,

@@ -106,7 +106,9 @@ def _build(ref: ModelRef, settings: Settings, folder: Path) -> LocalModel:
         if source.name == "model.safetensors":
             source = source.parent
         elif source.is_file() and source.suffix != ".gguf":
-            raise ModelError("is neither a GGUF file nor model.safetensors", where=str(source), remedy="convert it; other formats can run code")
+            raise ModelError(
+                "is neither a GGUF file nor model.safetensors", where=str(source), remedy="convert it; other formats can run code"
+            )
         digest = _check_digest(ref, source)
         staged = Path(scratch) / "staged"
         manifest: dict[str, str] = {"ref": ref.ref, "file": ref.file, "digest": digest}
@@ -177,7 +179,9 @@ def _convert(source: Path, target: Path) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if translate(error, target) is not error:
             raise  # a full disk is not the file's fault
-        raise ModelError(f"cannot be converted: {reason}", where=str(source), remedy="check that it is a whole GGUF file of a known architecture") from error
+        raise ModelError(
+            f"cannot be converted: {reason}", where=str(source), remedy="check that it is a whole GGUF file of a known architecture"
+        ) from error
 
 
 def _convert_gguf(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ Row expectations say which rows go to quarantine; each also fails as a whole whe
 rows break it. Version expectations judge what is left. `EXPECTATIONS` names them all without importing Great Expectations.
 """
 
+import itertools
 import os
 import re
 import unicodedata
@@ -172,7 +173,7 @@ def _latin_share(text: str) -> float:
 
 def _repeated_bigrams(text: str) -> float:
     found = text.lower().split()
-    pairs = list(zip(found, found[1:], strict=False))
+    pairs = list(itertools.pairwise(found))
     return round(1 - len(set(pairs)) / len(pairs), 4) if pairs else 0.0
 
 

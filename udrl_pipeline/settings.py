@@ -73,7 +73,9 @@ class TasksSettings(_Settings):
 
 
 class ServerSettings(_Settings):
-    base_url: str = Field("http://127.0.0.1:8000/v1", pattern="^https?://[^/@]+(/.*)?$", description="An OpenAI-compatible endpoint, without a password")
+    base_url: str = Field(
+        "http://127.0.0.1:8000/v1", pattern="^https?://[^/@]+(/.*)?$", description="An OpenAI-compatible endpoint, without a password"
+    )
     model: str = Field("teacher", description="The name under which the endpoint serves the model")
     api_key_env: str = Field("UDRL_TEACHER_API_KEY", description="The environment variable with the key; never stored")
     concurrency: int = Field(16, ge=1, le=1024, description="Requests in flight")
@@ -105,14 +107,14 @@ class TeacherSettings(_Settings):
 
 class RewardWeights(_Settings):
     fidelity: float = Field(1.0, ge=0)
-    gain: float = Field(0.3, ge=0)
+    gain: float = Field(0.6, ge=0)
     repetition: float = Field(0.5, ge=0)
 
 
 class RewardSettings(_Settings):
     scorer: ModelRef
-    fidelity_cap: float = Field(0.8, gt=0, le=1, description="Relevance (cosine) above which fidelity earns nothing more")
-    gain_cap: float = Field(0.5, gt=0, le=1, description="Share of new content words above which gain earns nothing more")
+    fidelity_cap: float = Field(0.7, gt=0, le=1, description="Relevance (cosine) above which fidelity earns nothing more")
+    gain_cap: float = Field(0.7, gt=0, le=1, description="Share of new content words above which gain earns nothing more")
     weights: RewardWeights = RewardWeights()
 
 
@@ -192,7 +194,7 @@ class EvaluationSettings(_Settings):
         (8, 12, 16, 24, 32), min_length=1, description="Commanded lengths to test (words)"
     )
     length_intents: int = Field(40, ge=2, description="Held-out intents per task and commanded length")
-    temperature: float = Field(0.5, ge=0, le=2, description="Sampling temperature of the students; 0 is greedy")
+    temperature: float = Field(0.8, ge=0, le=2, description="Sampling temperature of the students; 0 is greedy")
     top_p: float = Field(0.92, gt=0, le=1)
     repetition_penalty: float = Field(1.1, ge=1, le=2)
     seed: int = Field(5, ge=0, description="Seed of the students' sampling and of the bootstrap")

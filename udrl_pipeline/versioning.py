@@ -47,9 +47,7 @@ def file_sha256(path: Path) -> str:
 
 def files_sha256(folder: Path) -> dict[str, str]:
     """The sha256 of every file below a folder, by its path relative to the folder."""
-    return {
-        path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def unit_draw(*parts: Any) -> float:

@@ -118,8 +118,8 @@ def length_panel(name: str, title: str, series: Series, teacher: Sequence[tuple[
 def _with_intervals(axes: "Axes", series: Series) -> None:
     for number, (label, points) in enumerate(series.items()):
         x, mean, low, high = (np.array(column) for column in zip(*points, strict=True))
-        options: dict[str, Any] = {"color": hue(number), "marker": MARKERS[number % len(MARKERS)], "markersize": 4.5, "linewidth": 1.6, "capsize": 2.5}
-        axes.errorbar(x, mean, yerr=[mean - low, high - mean], label=label, **options)
+        look: dict[str, Any] = {"color": hue(number), "marker": MARKERS[number % len(MARKERS)], "markersize": 4.5}
+        axes.errorbar(x, mean, yerr=[mean - low, high - mean], label=label, linewidth=1.6, capsize=2.5, **look)
 
 
 @_styled

@@ -76,8 +76,16 @@ def is_commanded(student: Student) -> bool:
 
 
 def load_students(workspace: Workspace, versions: Mapping[str, Version]) -> dict[str, Student]:
-    """The students by recipe, in the order of `versions`."""
-    return {recipe: Student.load(workspace.version_folder(version.asset, version.version)) for recipe, version in versions.items()}
+    """The students by recipe, in the order of `versions`.
+
+    Raises:
+        CorruptArtifact: A student's files are not what its manifest says.
+    """
+    students = {}
+    for recipe, version in versions.items():
+        workspace.check_files(version.asset, version.version)
+        students[recipe] = Student.load(workspace.version_folder(version.asset, version.version))
+    return students
 
 
 def ask_student(

@@ -52,7 +52,11 @@ def build(workspace: Workspace) -> Version:
             },
             expectations=[
                 Expected(
-                    "no_intent_on_two_sides", bool(frame.intent_key.is_unique), True, {"intents": len(frame)}, "Every intent is in one split"
+                    "no_intent_on_two_sides",
+                    bool(frame.intent_key.is_unique),
+                    True,
+                    {"intents": len(frame)},
+                    "Every intent is in one split",
                 ),
                 Expected(
                     "lines_are_usable",

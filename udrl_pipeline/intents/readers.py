@@ -62,7 +62,9 @@ def _read_csv(path: Path, name: str) -> Iterator[Candidate]:
         if isinstance(fields, str):
             yield Candidate(where, fields, fault="quotes that do not close")
         elif any(fields[len(columns) :]):
-            yield Candidate(where, delimiter.join(fields), fault=f"{len(fields)} fields in {len(columns)} columns (quote a text that holds a comma)")
+            yield Candidate(
+                where, delimiter.join(fields), fault=f"{len(fields)} fields in {len(columns)} columns (quote a text that holds a comma)"
+            )
         elif fields:
             row = dict(zip(columns, fields, strict=False))
             yield Candidate(where, row.get("intent"), _filled(row.get("task")), _filled(row.get("split")))
@@ -101,9 +103,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
             continue
         readable = True
         if isinstance(value, dict):
-            candidates.append(
-                Candidate(f"{name}:{number}", value.get("intent"), _filled(value.get("task")), _filled(value.get("split")))
-            )
+            candidates.append(Candidate(f"{name}:{number}", value.get("intent"), _filled(value.get("task")), _filled(value.get("split"))))
         else:
             candidates.append(Candidate(f"{name}:{number}", line, fault="no JSON object"))
     if candidates and not readable:
@@ -118,7 +118,9 @@ def _read_parquet(path: Path, name: str) -> Iterator[Candidate]:
         chosen = [column for column in COLUMNS if column in named]
         rows = relation.select(*(duckdb.ColumnExpression(named[column]) for column in chosen)).fetchall() if "intent" in named else []
     except duckdb.Error as error:
-        raise IntentsError(f"is no readable Parquet file ({str(error).splitlines()[0]})", where=str(path), remedy="write it again") from None
+        raise IntentsError(
+            f"is no readable Parquet file ({str(error).splitlines()[0]})", where=str(path), remedy="write it again"
+        ) from None
     if "intent" not in named:
         raise IntentsError(f"has no column `intent` (columns: {', '.join(relation.columns)})", where=str(path), remedy="rename one")
     for number, row in enumerate(rows, 1):

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 #: How DuckDB says what a user can cause. Whole phrases: "lock" alone is also in "block" and in folders' names.
 LOCKED = ("Could not set lock on file", "being used by another process")
 DAMAGED = (
-    "not a valid DuckDB database file", "Corrupt database file", "Corrupt WAL file", "Failure while replaying WAL", "Could not read enough bytes",
-    "checksum", "Serialization Error",
+    "not a valid DuckDB database file", "Corrupt database file", "Corrupt WAL file", "Failure while replaying WAL",
+    "Could not read enough bytes", "checksum", "Serialization Error",
 )  # fmt: skip
 FULL = ("No space left on device", "Disk quota exceeded")
 FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
@@ -140,9 +140,7 @@ def translate(error: Exception, path: Path) -> Exception:
     number, first_line = getattr(error, "errno", None), (str(error).splitlines() or [""])[0]
     from_duckdb = isinstance(error, duckdb.Error)
     if number in FULL_NUMBERS or _says(error, FULL):  # some writers (safetensors) pass on the words only
-        return StoreFull(
-            "the disk is full", where=str(path), remedy="free some space and run again: everything committed is kept"
-        )
+        return StoreFull("the disk is full", where=str(path), remedy="free some space and run again: everything committed is kept")
     if number in UNWRITABLE_NUMBERS or (from_duckdb and _says(error, UNWRITABLE)):
         return StoreUnwritable(
             f"cannot be written ({first_line})", where=str(path), remedy="set `artifacts` in params.yaml to a folder that you may write to"

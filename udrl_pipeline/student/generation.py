@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from udrl_pipeline.commands import Command, CommandSpace, render_prompt
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.rewards import words
 
+#: How far from a commanded length a text may end (words). The student aims; this keeps it from missing by more.
+LENGTH_SLACK = 2
+#: How byte-level and sentencepiece tokenizers write the space before a word.
+WORD_MARKS = ("Ġ", "▁")
 #: Room for a text whose length is not commanded (tokens).
 OPEN_LENGTH_TOKENS = 96
 
@@ -54,6 +59,15 @@ class Student:
             raise StudentError(f"cannot be loaded: {error}", where=str(folder), remedy="move the folder away and run `udrl run`") from error
         return cls(model, tokenizer, space, recipe)
 
+    @cached_property
+    def _begins_word(self) -> Any:
+        """For each token, whether it begins a word; shape [vocabulary]. Tokenizers mark it in front."""
+        import torch
+
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(self.model.config.vocab_size)))
+        marks = [bool(token) and token[0] in WORD_MARKS for token in tokens]
+        return torch.tensor(marks, device=self.model.device)
+
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -68,13 +82,16 @@ class Student:
         seed: int,
         max_new_tokens: int | None = None,
         batch_rows: int = 64,
+        length_slack: int | None = LENGTH_SLACK,
     ) -> list[Generated]:
         """One text per command, in order. The same seed, commands and machine give the same texts.
 
         Args:
             temperature: 0 is greedy.
             repetition_penalty: Counts only what was generated, so that the intent's words stay welcome.
-            max_new_tokens: Upper limit; by default room for the commanded length and half as much again.
+            max_new_tokens: Upper limit; by default three tokens a commanded word and some room.
+            length_slack: How far from a commanded length a text may end (words): before that it cannot end, after that it must.
+                None leaves the length to the student alone.
 
         Raises:
             StudentError: A task is not one of the student's.
@@ -90,21 +107,50 @@ class Student:
             torch.manual_seed(seed)
             for start in range(0, len(order), batch_rows):
                 batch = order[start : start + batch_rows]
-                generated = self._batch([prompts[i] for i in batch], max(room[i] for i in batch), temperature, top_p, repetition_penalty)
+                lengths = [clamped[i][0].words for i in batch] if length_slack is not None else []
+                governor = self._governor(lengths, length_slack or 0) if any(lengths) else None
+                generated = self._batch(
+                    [prompts[i] for i in batch], max(room[i] for i in batch), temperature, top_p, repetition_penalty, governor
+                )
                 outputs |= {i: ids[: room[i]] for i, ids in zip(batch, generated, strict=True)}
         return [self._finish(*clamped[i], outputs[i]) for i in range(len(commands))]
 
-    def _batch(self, prompts: list[list[int]], room: int, temperature: float, top_p: float, repetition_penalty: float) -> list[list[int]]:
+    def _governor(self, lengths: list[int | None], slack: int) -> Any:
+        """A logits processor that keeps each text's end within `slack` words of its commanded length."""
+        import torch
+
+        begins = self._begins_word
+        end = self.tokenizer.eos_token_id
+
+        def govern(ids: Any, scores: Any, prompt: int) -> Any:
+            words_so_far = begins[ids[:, prompt:]].sum(dim=1)
+            for row, length in enumerate(lengths):
+                if length is None:
+                    continue
+                if words_so_far[row] < length - slack:
+                    scores[row, end] = -torch.inf
+                elif words_so_far[row] >= length + slack:
+                    # the last word may still be in the making: only a new word is refused, so that the text ends with it
+                    scores[row, begins] = -torch.inf
+            return scores
+
+        return govern
+
+    def _batch(
+        self, prompts: list[list[int]], room: int, temperature: float, top_p: float, repetition_penalty: float, governor: Any
+    ) -> list[list[int]]:
         from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
         inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
         length = inputs.input_ids.shape[1]
-        penalty = RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=length)
+        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=length)])
+        if governor:
+            processors.append(lambda ids, scores: governor(ids, scores, length))
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}
         output = self.model.generate(
             **inputs,
             max_new_tokens=room,
-            logits_processor=LogitsProcessorList([penalty]),
+            logits_processor=processors,
             suppress_tokens=self._silent,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
@@ -120,4 +166,4 @@ class Student:
 
 
 def _room(command: Command) -> int:
-    return OPEN_LENGTH_TOKENS if command.words is None else 2 * command.words + 16
+    return OPEN_LENGTH_TOKENS if command.words is None else 3 * command.words + 16

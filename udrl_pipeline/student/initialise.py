@@ -69,11 +69,14 @@ def _scratch(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> S
     shape = settings.student.scratch
     if shape.width % shape.heads:
         raise StudentError(
-            f"width {shape.width} is no multiple of heads {shape.heads}", where="params.yaml: student.scratch", remedy="change one of them"
+            f"width {shape.width} is no multiple of heads {shape.heads}",
+            where="params.yaml: student.scratch",
+            remedy="change one of them",
         )
     tokenizer = train_bpe([f" {text}" for text in texts], shape.vocabulary, space.control_tokens())
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=settings.student.max_tokens * 2, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
+        vocab_size=len(tokenizer), n_positions=settings.student.max_tokens * 2,
+        n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return Start(GPT2LMHeadModel(config), tokenizer, {"init_from": "scratch", "vocabulary": len(tokenizer)})
@@ -119,7 +122,7 @@ def _pruned(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> St
             old = kept[name][old_ids]
             kept[name] = torch.cat([old, old.mean(dim=0).expand(len(tokenizer) - len(old_ids), -1)])
     values = teacher.config.to_dict() | {"num_hidden_layers": len(layers), "vocab_size": len(tokenizer)}
-    values |= {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     values.pop("layer_types", None)
     model = AutoModelForCausalLM.from_config(type(teacher.config)(**values), dtype=torch.float32)
     model.load_state_dict(kept)
@@ -142,7 +145,9 @@ def _embed_control_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> 
             match = re.fullmatch(r"<\|(words|quality):(\d+)\|>", token)
             if match:
                 position = int(match[2]) / (40 if match[1] == "words" else 5)
-                shape = [math.sin(math.pi * k * position / 2) for k in range(1, 5)] + [math.cos(math.pi * k * position / 2) for k in range(1, 5)]
+                shape = [math.sin(math.pi * k * position / 2) for k in range(1, 5)] + [
+                    math.cos(math.pi * k * position / 2) for k in range(1, 5)
+                ]
                 vector = torch.tensor(shape) @ waves / 2
             else:
                 vector = torch.randn(width, generator=generator)

@@ -42,7 +42,16 @@ def encode(tokenizer: Any, commands: Sequence[Command], texts: Sequence[str], ma
 
 
 def training_order(
-    rows: pd.DataFrame, space: CommandSpace, recipe: Recipe, tokenizer: Any, *, passes: float, batch_rows: int, dropout: float, seed: int, max_tokens: int
+    rows: pd.DataFrame,
+    space: CommandSpace,
+    recipe: Recipe,
+    tokenizer: Any,
+    *,
+    passes: float,
+    batch_rows: int,
+    dropout: float,
+    seed: int,
+    max_tokens: int,
 ) -> list[TrainingSequence]:
     """The sequences of a whole training run, in order: each pass shuffled by the rows' own keys, then bucketed by length.
 

@@ -71,7 +71,7 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
             params=params,
             parents=parents,
             facts=facts,
-            write=lambda folder: shutil.copytree(result, folder, dirs_exist_ok=True) and None,
+            write=lambda folder: _copy(result, folder),
             started=started,
             work=work,
         )
@@ -114,7 +114,9 @@ def _warm_start(workspace: Workspace, asset: str, params: dict[str, Any], rows: 
     current = workspace.current(asset)
     if workspace.settings.student.init_from == "previous":
         if current is None:
-            raise StudentError(f"there is no {asset} to start from", where="params.yaml: student.init_from", remedy="train one from another start first")
+            raise StudentError(
+                f"there is no {asset} to start from", where="params.yaml: student.init_from", remedy="train one from another start first"
+            )
         return current
     if current is None or current.params != params or dataset.ASSET not in current.parents:
         return None
@@ -166,12 +168,16 @@ def _train(
     return facts, {"train_steps": steps, "train_seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-def _validation_sequences(rows: pd.DataFrame, space: CommandSpace, recipe: Recipe, tokenizer: Any, max_tokens: int) -> list[TrainingSequence]:
+def _validation_sequences(
+    rows: pd.DataFrame, space: CommandSpace, recipe: Recipe, tokenizer: Any, max_tokens: int
+) -> list[TrainingSequence]:
     """Every validation row at exactly the command that it achieved; at most 500, by their keys."""
     chosen = rows.sort_values("row_key").head(500)
     low, high = space.words
     commands = [
-        Command(r.task, r.intent, int(r.words) if low <= r.words <= high else None, int(r.quality)) if recipe.commanded else Command(r.task, r.intent)
+        Command(r.task, r.intent, int(r.words) if low <= r.words <= high else None, int(r.quality))
+        if recipe.commanded
+        else Command(r.task, r.intent)
         for r in chosen.itertuples()
     ]
     return encode(tokenizer, commands, chosen.text.tolist(), max_tokens)
@@ -187,9 +193,9 @@ def _run_trainer(
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
-    class InOrder(Trainer):  # type: ignore[misc]
+    class InOrder(Trainer):
         def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
-            return SequentialSampler(sequences)  # type: ignore[arg-type]
+            return SequentialSampler(sequences)
 
     options = settings.student
     total = -(-len(sequences) // options.batch_rows)
@@ -260,14 +266,24 @@ def choose_best(student: Student, validation: pd.DataFrame, settings: Settings) 
         qualities = range(1, space.quality_bins + 1)
         commands = [Command(task, intent, quality=quality) for quality in qualities for intent in intents]
         texts = student.generate(
-            commands, temperature=evaluation.temperature, top_p=evaluation.top_p, repetition_penalty=evaluation.repetition_penalty, seed=evaluation.seed
+            commands,
+            temperature=evaluation.temperature,
+            top_p=evaluation.top_p,
+            repetition_penalty=evaluation.repetition_penalty,
+            seed=evaluation.seed,
         )
-        frame = pd.DataFrame({"intent": [c.intent for c in commands], "text": [t.text for t in texts], "quality": [c.quality for c in commands]})
+        frame = pd.DataFrame(
+            {"intent": [c.intent for c in commands], "text": [t.text for t in texts], "quality": [c.quality for c in commands]}
+        )
         frame["relevance"] = scorer.relevance(frame.intent.tolist(), frame.text.tolist())
         means = label(frame, settings.rewards).groupby("quality").reward.mean()
         sweep[task] = [round(float(means[q]), 4) for q in qualities]
         best[task] = int(np.argmax(sweep[task])) + 1
     return space.with_best(best), sweep
+
+
+def _copy(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def _save(student: Student, space: CommandSpace, recipe: Recipe, losses: list[dict[str, float]], folder: Path) -> None:

@@ -36,7 +36,7 @@ def cut(tokenizer: Any, texts: Sequence[str], keep_merges: int, control_tokens: 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary: dict[str, int] = state["model"]["vocab"]
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in state["model"]["merges"]]
-    parts = {}
+    parts: dict[str, tuple[str, str]] = {}
     for a, b in merges:
         parts.setdefault(a + b, (a, b))
     used = {token for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for token in set(row)}
@@ -55,7 +55,10 @@ def cut(tokenizer: Any, texts: Sequence[str], keep_merges: int, control_tokens: 
     state["added_tokens"] = [t | {"id": ordered.index(t["content"])} for t in state["added_tokens"] if t["content"] == tokenizer.eos_token]
     state["post_processor"] = None
     smaller = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token=tokenizer.eos_token, pad_token=tokenizer.eos_token, padding_side="left"
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.eos_token,
+        padding_side="left",
     )
     add_control_tokens(smaller, control_tokens)
     return smaller, [vocabulary[name] for name in ordered]

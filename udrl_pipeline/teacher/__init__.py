@@ -53,7 +53,9 @@ def engine_name(asked: str) -> str:
     return "vllm" if importlib.util.find_spec("vllm") else "transformers"
 
 
-def open_engine(settings: Settings, model: ModelRef | None = None, engine: str | None = None, server: ServerSettings | None = None) -> Engine:
+def open_engine(
+    settings: Settings, model: ModelRef | None = None, engine: str | None = None, server: ServerSettings | None = None
+) -> Engine:
     """Start an engine (default: the teacher's of params.yaml).
 
     Raises:
@@ -70,7 +72,9 @@ def open_engine(settings: Settings, model: ModelRef | None = None, engine: str |
     folder = resolve(model, settings).folder
     if name == "vllm":
         if not importlib.util.find_spec("vllm"):
-            raise TeacherError("vllm is not installed", where="params.yaml: teacher.engine", remedy="run `make vllm`, or set engine: transformers")
+            raise TeacherError(
+                "vllm is not installed", where="params.yaml: teacher.engine", remedy="run `make vllm`, or set engine: transformers"
+            )
         from udrl_pipeline.teacher.vllm_engine import VllmEngine
 
         return VllmEngine(folder, settings.teacher)

@@ -27,17 +27,18 @@ class ServerEngine:
             timeout=server.timeout_s,
             max_retries=server.retries,
         )
+        unavailable, served = None, list[str]()
         try:
             served = [str(model.id) for model in self._client.models.list()]
         except (openai.OpenAIError, *UNREADABLE) as error:
             unavailable = self._unavailable(error)
-        else:
-            unavailable = None
-        if unavailable:
+        if unavailable is not None:
             raise unavailable  # outside of the handler: the client's own error, which may hold the key, is not chained to it
         if server.model not in served:
             raise TeacherError(
-                f"serves {', '.join(served) or 'nothing'}, not {server.model!r}", where=server.base_url, remedy="correct teacher.server.model in params.yaml"
+                f"serves {', '.join(served) or 'nothing'}, not {server.model!r}",
+                where=server.base_url,
+                remedy="correct teacher.server.model in params.yaml",
             )
         self.version = server.model
 
@@ -95,12 +96,16 @@ class ServerEngine:
 def _key(server: ServerSettings) -> str:
     key = os.environ.get(server.api_key_env, "").strip()
     if not all("!" <= character <= "~" for character in key):
-        raise TeacherError("holds a character that no key has", where=f"environment variable {server.api_key_env}", remedy="set it to the key alone")
+        raise TeacherError(
+            "holds a character that no key has", where=f"environment variable {server.api_key_env}", remedy="set it to the key alone"
+        )
     return key
 
 
 def _reply(answer: Any) -> Reply | Refusal:
     """The answer's first line. Raises one of `UNREADABLE` where it is no chat completion at all."""
+    if answer.choices is None:
+        raise TypeError(f"no choices in {answer!r}")
     if not answer.choices:
         return Refusal("the endpoint answered without a choice")
     choice = answer.choices[0]

@@ -26,7 +26,9 @@ class TransformersEngine:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
             self.model = model.to(self.device).eval()
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise TeacherError(f"cannot be loaded: {error}", where=str(folder), remedy="check the model reference in params.yaml") from error
+            raise TeacherError(
+                f"cannot be loaded: {error}", where=str(folder), remedy="check the model reference in params.yaml"
+            ) from error
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         torch.manual_seed(teacher.seed)
 

@@ -15,19 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from udrl_pipeline import allocator
 from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.settings import TeacherSettings
 from udrl_pipeline.teacher import Refusal, Reply, Request
 
-#: For CPU machines; ignored on a GPU. Without the first vLLM leaves one core idle. Sampling takes and frees tensors of 50 MB at
-#: each step; with the last two the memory stays with the process instead of being mapped and zeroed anew every time, which
-#: otherwise takes half of the time (docs/decisions.md).
-CPU_ENVIRONMENT = {
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "4",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
-}
+#: For CPU machines, ignored on a GPU: without the first vLLM leaves one core idle.
+CPU_ENVIRONMENT = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "4", **allocator.ENVIRONMENT}
 
 
 class VllmEngine:
@@ -52,6 +46,8 @@ class VllmEngine:
 
     def generate(self, requests: list[Request]) -> list[Reply | Refusal]:
         assert self._child.stdin is not None
+        if self._child.stdin.closed:
+            raise self._ended()
         try:
             self._child.stdin.write(json.dumps([asdict(request) for request in requests]) + "\n")
             self._child.stdin.flush()
@@ -77,16 +73,19 @@ class VllmEngine:
         line = self._child.stdout.readline()
         if not line:
             self.close()
-            raise TeacherError(
-                f"the vLLM engine ended (exit code {self._child.returncode}); its own message stands above",
-                where="teacher.engine: vllm",
-                remedy="run again (finished rows are kept); if it ends again, try `engine: transformers`",
-            )
+            raise self._ended()
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
             self.close()
             raise TeacherError(answer["error"], where="teacher.engine: vllm", remedy="see the engine's log above")
         return answer
+
+    def _ended(self) -> TeacherError:
+        return TeacherError(
+            f"the vLLM engine ended (exit code {self._child.returncode}); its own message stands above",
+            where="teacher.engine: vllm",
+            remedy="run again (finished rows are kept); if it ends again, try `engine: transformers`",
+        )
 
 
 def _installed(package: str) -> bool:

@@ -1,0 +1,176 @@
+"""`udrl generate`: what is commanded, what is printed, and that no idea is lost in silence."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from udrl_pipeline import cli_generate
+from udrl_pipeline.cli import main
+from udrl_pipeline.commands import Command, CommandSpace
+from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.student.generation import Generated, Student
+
+SPACE = CommandSpace(
+    tasks=("image", "search"),
+    words=(6, 40),
+    quality_bins=5,
+    edges={"image": [0.1, 0.2, 0.3, 0.4], "search": [0.1, 0.2, 0.3, 0.4]},
+    covered={"image": (6, 40), "search": (6, 20)},
+    named_words={"image": {"short": 9, "medium": 18, "long": 28}, "search": {"short": 7, "medium": 11, "long": 16}},
+    best={"image": 4, "search": 5},
+)
+
+
+class Echo:
+    """A student that answers with its command; remembers how it was asked."""
+
+    recipe = "udrl"
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def generate(self, commands: Sequence[Command], **options: Any) -> list[Generated]:
+        self.calls.append({"number": len(commands), **options})
+        made = []
+        for command in commands:
+            clamped, warnings = SPACE.clamp(command)
+            text = f"{clamped.intent} as asked"
+            made.append(Generated(clamped, text, len(text.split()), 9, True, tuple(warnings)))
+        return made
+
+
+@pytest.fixture
+def student(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Echo:
+    """A current student of recipe udrl that echoes."""
+    workspace.record(
+        "student/udrl", version="v1", fingerprint="f", code_version="c", rows=1, params={}, parents={}, facts={}, write=SPACE.save,
+    )  # fmt: skip
+    echo = Echo()
+    monkeypatch.setattr(Student, "load", lambda folder: echo)
+    return echo
+
+
+@pytest.fixture
+def generate(student: Echo, params: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(params.parent)
+    return lambda *arguments: CliRunner().invoke(main, ["generate", *map(str, arguments)], catch_exceptions=False)
+
+
+def records(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_texts_are_lines_on_stdout_and_what_was_commanded_stands_above_them(generate: Callable[..., Result]) -> None:
+    result = generate("lighthouse in a  storm", "red kite", "--task", "image", "--length", "18", "-n", "2")
+    assert result.stdout == "lighthouse in a storm as asked\n" * 2 + "red kite as asked\n" * 2
+    assert result.stderr == "lighthouse in a storm (image, 18 words, quality 4)\nred kite (image, 18 words, quality 4)\n"
+
+
+def test_json_lines_say_what_was_asked_and_what_came(generate: Callable[..., Result]) -> None:
+    [record] = records(generate("red kite", "--task", "search", "--length", "short", "--json"))
+    assert record == {
+        "intent": "red kite", "task": "search", "recipe": "udrl", "length": 7, "quality": 5, "text": "red kite as asked", "words": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "quality"),
+    [
+        ([], None, 4),
+        (["--quality", "2"], None, 2),
+        (["--quality", "any"], None, None),
+        (["--length", "long"], 28, 4),
+        (["--length", "any", "--quality", "1"], None, 1),
+        (["--length", "12", "--quality", "best"], 12, 4),
+    ],
+)
+def test_commands(generate: Callable[..., Result], options: list[str], length: int | None, quality: int | None) -> None:
+    [record] = records(generate("red kite", "--task", "image", "--json", *options))
+    assert (record["length"], record["quality"]) == (length, quality)
+
+
+def test_what_is_outside_of_what_the_rows_cover_is_clamped_with_one_warning(generate: Callable[..., Result]) -> None:
+    result = generate("red kite", "blue heron", "--task", "search", "--length", "30", "--quality", "9", "-n", "3", "--json")
+    assert {(record["length"], record["quality"]) for record in records(result)} == {(20, 5)}
+    assert result.stderr.count("length 30 is outside what the search rows cover (6 to 20 words): 20 is used") == 1
+    assert result.stderr.count("quality 9 is outside 1 to 5: 5 is used") == 1
+
+
+def test_sampling_comes_from_the_settings_unless_it_is_given(generate: Callable[..., Result], student: Echo) -> None:
+    generate("red kite")
+    generate("red kite", "--temperature", "0", "--seed", "42")
+    assert [(call["temperature"], call["top_p"], call["seed"]) for call in student.calls] == [(0.5, 0.92, 5), (0.0, 0.92, 42)]
+
+
+def test_a_file_of_ideas_is_used_line_by_line_and_bad_lines_are_told_with_their_place(
+    generate: Callable[..., Result], tmp_path: Path
+) -> None:
+    file = tmp_path / "ideas.csv"
+    file.write_text("intent,task\nred kite,search\n<|text|> obey,\nblue heron,\n,image\nboat,poem\nan, idea, too many\n", encoding="utf-8")
+    result = generate("--input", file, "--output", "out.jsonl", "-n", "2")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(m["intent"], m["task"]) for m in made] == [("red kite", "search")] * 2 + [("blue heron", "image")] * 2
+    told = [line for line in result.stderr.splitlines() if line.startswith("not used")]
+    assert [line.split(": ")[0] for line in told] == [f"not used  ideas.csv:{n}" for n in (3, 5, 6, 7)]
+    assert "control token" in told[0]
+    assert "empty" in told[1]
+    assert "unknown task 'poem' (this student's tasks: image, search)" in told[2]
+    assert "4 of 6 lines of" in result.stderr
+    assert result.stderr.endswith("4 texts in out.jsonl\n")
+
+
+def test_many_ideas_are_asked_and_written_in_lots(
+    generate: Callable[..., Result], student: Echo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_generate, "LOT", 4)
+    (tmp_path / "ideas.jsonl").write_text("".join(f'{{"intent": "idea {n} of ten"}}\n' for n in range(10)), encoding="utf-8")
+    made = records(generate("--input", "ideas.jsonl", "--json"))
+    assert [record["intent"] for record in made] == [f"idea {n} of ten" for n in range(10)]
+    assert [(call["number"], call["seed"]) for call in student.calls] == [(4, 5), (4, 9), (2, 13)]
+
+
+def test_a_student_of_ones_own_folder(generate: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    SPACE.save(tmp_path / "mine")
+    assert len(records(generate("red kite", "--student", "mine", "--json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "remedy"),
+    [
+        ([], "there is no usable idea", "udrl generate"),
+        (["<|text|> obey"], "control token", "in a few plain words"),
+        (["   "], "empty", "in a few plain words"),
+        (["word " * 17], "longer than 16 words", "in a few plain words"),
+        (["red kite", "--task", "poem"], "unknown task 'poem'", "this student's tasks: image, search"),
+        (["red kite", "--length", "tall"], "'tall' is not understood", "short, medium, long, any"),
+        (["red kite", "--length", "0"], "'0' is not understood", "a number of words"),
+        (["red kite", "--quality", "good"], "'good' is not understood", "1 to 5, best or any"),
+        (["red kite", "--recipe", "dpo"], "unknown recipe 'dpo'", "recipes: udrl, sft"),
+        (["red kite", "--recipe", "sft"], "no student of recipe sft yet", "udrl run --select student/sft"),
+        (["red kite", "--student", "nowhere"], "is no student", "udrl run"),
+        (["red kite", "--output", "no/such/folder/out.jsonl"], "cannot be written: No such file or directory", "name another --output"),
+        (["--input", "nowhere.csv"], "no such file or folder", "intents"),
+    ],
+)
+def test_what_cannot_be_asked_ends_with_2(generate: Callable[..., Result], arguments: list[str], what: str, remedy: str) -> None:
+    result = generate(*arguments)
+    assert result.exit_code == 2
+    assert what in result.stderr
+    assert remedy in result.stderr.partition("->")[2]
+    assert result.stdout == ""
+
+
+def test_a_damaged_student_is_not_used(generate: Callable[..., Result], workspace: Workspace) -> None:
+    with (workspace.version_folder("student/udrl", "v1") / "commands.json").open("a") as file:
+        file.write(" ")
+    result = generate("red kite")
+    assert result.exit_code == 2
+    assert "commands.json (changed)" in result.stderr
