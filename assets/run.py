@@ -23,6 +23,7 @@ from dagster._core.utils import make_new_run_id
 from dagster_shared.error import SerializableErrorInfo
 
 from udrl_pipeline import errors
+from udrl_pipeline.cli_copy import copy_version
 from udrl_pipeline.cli_output import Failure, Outcome, Run, announce, progress_to_stderr, show_run
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.settings import load
@@ -110,8 +111,7 @@ def materialise(wish: Wish) -> Run:
     for outcome in run.outcomes:
         folder = workspace.version_folder(outcome.asset, outcome.version)
         if wish.copy_to:
-            shutil.rmtree(Path(wish.copy_to) / outcome.asset, ignore_errors=True)
-            shutil.copytree(folder, Path(wish.copy_to) / outcome.asset)
+            copy_version(folder, Path(wish.copy_to) / outcome.asset)
         if outcome.asset == REPORT:
             run.report = str(folder / "report.html")
             shutil.copyfile(run.report, settings.root / "report.html")

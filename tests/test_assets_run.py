@@ -245,6 +245,8 @@ def test_versions_are_copied_to_a_folder_of_a_stable_name(library: Library, proj
     run = materialise(Wish(select=["student/udrl"], copy_to=str(project / "current")))
     manifest = json.loads((project / "current/student/udrl/manifest.json").read_text())
     assert manifest["version"] == by_asset(run, "version")["student/udrl"]
+    curves = {name: json.loads((project / f"current/student/udrl/loss.{name}.json").read_text()) for name in ("training", "validation")}
+    assert curves == {"training": LOSSES[:2], "validation": [{"step": 2, "loss": 2.6}]}  # rows of one shape, which DVC can draw
     assert {path.name for path in (project / "current").iterdir()} == {name.split("/")[0] for name in DEFAULT}
 
 

@@ -24,7 +24,7 @@ echo "$3" >> ran
 mkdir -p "$5/$3"
 cat params.yaml > "$5/$3/manifest.json"
 echo '{"relevance": {"udrl": 0.61}}' > "$5/$3/metrics.json"
-echo '[{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5, "validation_loss": 2.6}]' > "$5/$3/loss.json"
+echo '[{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]' | tee "$5/$3/loss.training.json" > "$5/$3/loss.validation.json"
 """
 
 
@@ -104,5 +104,7 @@ def test_repro_runs_what_changed_and_nothing_else(tree: Path) -> None:
     assert json.loads(dvc(tree, "metrics", "show", "--json"))[""]["data"]["artifacts/current/evaluation_report/metrics.json"]["data"] == {
         "relevance": {"udrl": 0.61}
     }
-    [plot] = json.loads(dvc(tree, "plots", "show", "--json"))["data"].values()
-    assert [(point["step"], point["loss"]) for point in plot[0]["content"]["data"]["values"]] == [(1, 3.5), (2, 2.5)]
+    plots = json.loads(dvc(tree, "plots", "show", "--json"))["data"]
+    assert [Path(name).name for name in plots] == ["loss.training.json", "loss.validation.json"]
+    for [plot] in plots.values():
+        assert [(point["step"], point["loss"]) for point in plot["content"]["data"]["values"]] == [(1, 3.5), (2, 2.5)]

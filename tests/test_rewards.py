@@ -62,7 +62,7 @@ def test_labels_stay_in_their_ranges(intent: str, text: str, relevance: float) -
     assert 0 <= row.fidelity <= 1
     assert 0 <= row.gain <= 1
     assert 0 <= row.repetition <= 1
-    assert -0.5 <= row.reward <= 1.3
+    assert -0.5 <= row.reward <= 1.6
 
 
 def test_only_rows_without_a_score_of_the_current_scorer_are_scored(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

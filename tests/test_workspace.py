@@ -146,7 +146,9 @@ def test_other_inputs_that_make_the_same_content_share_its_folder(workspace: Wor
         found = workspace.reuse("corpus", fingerprint)
         assert found is not None
         assert found.parents == {"intents": parent}
-        assert workspace.current("corpus") == found
+        current_one = workspace.current("corpus")
+        assert current_one is not None
+        assert (current_one.fingerprint, current_one.parents) == (fingerprint, {"intents": parent})
 
 
 def test_a_version_whose_folder_was_removed_is_made_again(workspace: Workspace) -> None:

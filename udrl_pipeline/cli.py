@@ -36,6 +36,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="udrl")
 def main() -> None:
     """Distil a large model into a small one that obeys commands."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar per file that is loaded or saved tells a user nothing
 
 
 def settings_options(command: Function) -> Function:

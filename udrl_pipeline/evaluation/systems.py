@@ -95,7 +95,9 @@ def ask_student(
     options, recipe = workspace.settings.evaluation, student.recipe
     sampling = options.model_dump(include={"temperature", "top_p", "repetition_penalty", "seed"})
     generate = partial(student.generate, **sampling)
-    done.samples.append(measure.student_samples(recipe, generate, student.space, is_commanded(student), held, options))
+    samples = measure.student_samples(recipe, generate, student.space, is_commanded(student), held, options)
+    logger.info("%d texts of %d tokens", len(samples), samples.tokens.sum())
+    done.samples.append(samples)
     done.sizes[recipe] = size(workspace.version_folder(version.asset, version.version), student.parameters)
     dataset_version = version.parents.get(dataset.ASSET, "unknown")
     trained_on = f"trained on dataset {dataset_version}"

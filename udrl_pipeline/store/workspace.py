@@ -288,7 +288,8 @@ class Workspace:
             )  # fmt: skip
             for parent, parent_version in made.parents.items():
                 connection.execute(
-                    "INSERT INTO parents VALUES (?, ?, ?, ?, ?)", [made.asset, made.version, parent, parent_version, made.fingerprint]
+                    "INSERT INTO parents (asset, version, parent_asset, parent_version, fingerprint) VALUES (?, ?, ?, ?, ?)",
+                    [made.asset, made.version, parent, parent_version, made.fingerprint],
                 )
             for e in expectations:
                 connection.execute(

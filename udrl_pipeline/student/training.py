@@ -103,6 +103,8 @@ def _params(settings: Settings, recipe: Recipe) -> dict[str, Any]:
         "start": start,
         "student": settings.student.model_dump(mode="json", exclude={"save_every"}),
         "commands": settings.commands.model_dump(mode="json"),
+        # how the quality that `best` means is looked for
+        "sweep": settings.evaluation.model_dump(include={"sweep_intents", "temperature", "top_p", "repetition_penalty", "seed"}),
     }
 
 
@@ -171,8 +173,8 @@ def _train(
 def _validation_sequences(
     rows: pd.DataFrame, space: CommandSpace, recipe: Recipe, tokenizer: Any, max_tokens: int
 ) -> list[TrainingSequence]:
-    """Every validation row at exactly the command that it achieved; at most 500, by their keys."""
-    chosen = rows.sort_values("row_key").head(500)
+    """Every validation row at exactly the command that it achieved; at most 256, by their keys."""
+    chosen = rows.sort_values("row_key").head(256)
     low, high = space.words
     commands = [
         Command(r.task, r.intent, int(r.words) if low <= r.words <= high else None, int(r.quality))
@@ -190,16 +192,29 @@ def _run_trainer(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
     from torch.utils.data import SequentialSampler
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
             return SequentialSampler(sequences)
 
+    class Tell(TrainerCallback):
+        """A line in the log now and then: a step's loss, and the time that is left."""
+
+        began = time.monotonic()
+        first = 0
+
+        def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            self.began, self.first = time.monotonic(), state.global_step
+
+        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs and state.global_step > self.first:
+                left = (time.monotonic() - self.began) / (state.global_step - self.first) * (state.max_steps - state.global_step)
+                logger.info("step %d of %d, loss %.3f, %.0f s left", state.global_step, state.max_steps, float(logs["loss"]), left)
+
     options = settings.student
     total = -(-len(sequences) // options.batch_rows)
-    every = max(1, total // 8)
     arguments = TrainingArguments(
         output_dir=str(scratch / "checkpoints"),
         num_train_epochs=1,
@@ -214,14 +229,14 @@ def _run_trainer(
         use_cpu=not torch.cuda.is_available(),
         logging_steps=max(1, total // 40),
         eval_strategy="steps" if held_out else "no",
-        eval_steps=every * 2,
+        eval_steps=-(-total // 4),
         save_steps=options.save_every,
         save_total_limit=1,
         seed=options.seed,
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        disable_tqdm=None,
+        disable_tqdm=True,
         log_level="error",
     )
     trainer = InOrder(
@@ -230,7 +245,9 @@ def _run_trainer(
         train_dataset=[s.features() for s in sequences],
         eval_dataset=[s.features() for s in held_out] or None,
         data_collator=lambda features: collate(features, start.tokenizer.pad_token_id),
+        callbacks=[Tell()],
     )
+    trainer.remove_callback(PrinterCallback)
     (scratch / "checkpoints").mkdir(exist_ok=True)
     checkpoint = get_last_checkpoint(str(scratch / "checkpoints"))
     done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
