@@ -70,7 +70,7 @@ def test_the_same_inputs_make_nothing_new(made: Callable[..., Workspace]) -> Non
 
 def test_a_reward_weight_changes_the_version_without_scoring_a_text_again(made: Callable[..., Workspace]) -> None:
     before = dataset.build(made())
-    after = dataset.build(made({"rewards.weights.gain": 0.6}))
+    after = dataset.build(made({"rewards.weights.gain": 0.9}))
     assert after.version != before.version
     assert (before.work["scored_rows"], after.work["scored_rows"]) == (90, 0)
 
