@@ -114,7 +114,7 @@ def idea_of(request: Request) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (settings_module.PARAMS_ENV, settings_module.PRESET_ENV, "UDRL_TEACHER_API_KEY"):
+    for name in (settings_module.PARAMS_ENV, settings_module.PRESET_ENV, "UDRL_TEACHER_API_KEY", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
 
 

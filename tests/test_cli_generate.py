@@ -104,7 +104,7 @@ def test_what_is_outside_of_what_the_rows_cover_is_clamped_with_one_warning(gene
 def test_sampling_comes_from_the_settings_unless_it_is_given(generate: Callable[..., Result], student: Echo) -> None:
     generate("red kite")
     generate("red kite", "--temperature", "0", "--seed", "42")
-    assert [(call["temperature"], call["top_p"], call["seed"]) for call in student.calls] == [(0.5, 0.92, 5), (0.0, 0.92, 42)]
+    assert [(call["temperature"], call["top_p"], call["seed"]) for call in student.calls] == [(0.8, 0.92, 5), (0.0, 0.92, 42)]
 
 
 def test_a_file_of_ideas_is_used_line_by_line_and_bad_lines_are_told_with_their_place(
