@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test ui lint types format recorded vllm dvc clean setup
+.PHONY: help run test ui lint types format recorded images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,6 +47,9 @@ recorded: vllm ## let the teacher write all rows that ship with the package anew
 	@$(BIN)/udrl run --select intents --select teacher_corpus --select labeled_dataset \
 		--set teacher.recorded=false --set artifacts=artifacts/recorded
 	@$(BIN)/udrl corpus export udrl_pipeline/recorded/rows.parquet --recorded --set artifacts=artifacts/recorded
+
+images: $(READY) ## the README's pictures, from the newest run (needs Chromium)
+	@$(BIN)/python docs/make_images.py
 
 setup: $(READY) ## only the environment
 

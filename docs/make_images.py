@@ -29,7 +29,7 @@ def take(url: str, name: str, width: int, height: int) -> None:
             [
                 browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
                 "--disable-background-networking", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-                f"--window-size={width},{height}", "--timeout=20000", f"--screenshot={IMAGES / name}", url,
+                f"--window-size={width},{height}", "--virtual-time-budget=30000", f"--screenshot={IMAGES / name}", url,
             ],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
