@@ -27,7 +27,6 @@ from udrl_pipeline.cli_copy import copy_version
 from udrl_pipeline.cli_output import Failure, Outcome, Run, announce, progress_to_stderr, show_run
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.settings import load
-from udrl_pipeline.store.database import translate
 from udrl_pipeline.store.workspace import Workspace
 
 PROCESS_TAG = "udrl/process"
@@ -57,13 +56,10 @@ def main(wish: Wish) -> int:
     try:
         with stdout_kept_for_results():
             run = materialise(wish)
+    except UdrlError as error:
+        run = Run(failures=[Failure("", "input", type(error).__name__, str(error))])
     except KeyboardInterrupt:
         run = Run(interrupted=True)
-    except Exception as error:
-        told = translate(error, Path(os.environ["DAGSTER_HOME"]))  # Dagster's history may meet a full disk, too
-        if not isinstance(told, UdrlError):
-            raise
-        run = Run(failures=[Failure("", "input", type(told).__name__, str(told))])
     show_run(run, wish.as_json)
     return run.exit_code
 
@@ -92,11 +88,26 @@ def materialise(wish: Wish) -> Run:
     workspace = Workspace(settings)
     from assets.definitions import defs  # after the settings were read: the schedule is made from them
 
-    assets = {asset.op.name: asset.key for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)}
-    keys = selected(wish.select, list(assets.values()))
-    steps = {name: key.to_user_string() for name, key in assets.items() if key in keys}
-    before = {asset: found.version for asset in steps.values() if (found := workspace.current(asset))}
-    run = account(execute(defs, keys, list(steps), wish.overrides), steps, before)
+    steps = {asset.op.name: asset.key for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)}
+    keys = selected(wish.select, list(steps.values()))
+    before = {name: found.version for key in keys if (found := workspace.current(name := key.to_user_string()))}
+    with open_instance() as instance:
+        close_killed_runs(instance)
+        run_id = make_new_run_id()
+        order = [name for name, key in steps.items() if key in keys]
+        instance.add_event_listener(run_id, lambda entry: _announce(entry.dagster_event, order))
+        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            asset_selection=keys,
+            instance=instance,
+            run_id=run_id,
+            run_config={
+                "resources": {"store": {"config": {"overrides": wish.overrides}}},
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            tags={PROCESS_TAG: str(os.getpid())},
+            raise_on_error=False,
+        )
+    run = account(result.all_events, {name: steps[name].to_user_string() for name in order}, before)
     for outcome in run.outcomes:
         folder = workspace.version_folder(outcome.asset, outcome.version)
         if wish.copy_to:
@@ -105,29 +116,6 @@ def materialise(wish: Wish) -> Run:
             run.report = str(folder / "report.html")
             shutil.copyfile(run.report, settings.root / "report.html")
     return run
-
-
-def execute(defs: dg.Definitions, keys: list[dg.AssetKey], steps: list[str], overrides: dict[str, Any]) -> Sequence[DagsterEvent]:
-    """Run the assets' steps in this process, announcing each; every event of the run."""
-    with open_instance() as instance:
-        close_killed_runs(instance)
-        run_id = make_new_run_id()
-        instance.add_event_listener(run_id, lambda entry: _announce(entry.dagster_event, steps))
-        return (
-            defs.resolve_implicit_global_asset_job_def()
-            .execute_in_process(
-                asset_selection=keys,
-                instance=instance,
-                run_id=run_id,
-                run_config={
-                    "resources": {"store": {"config": {"overrides": overrides}}},
-                    "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-                },
-                tags={PROCESS_TAG: str(os.getpid())},
-                raise_on_error=False,
-            )
-            .all_events
-        )
 
 
 def selected(names: list[str], known: list[dg.AssetKey]) -> list[dg.AssetKey]:
@@ -168,9 +156,9 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _announce(event: DagsterEvent | None, steps: list[str]) -> None:
-    if event and event.is_step_start and event.step_key in steps:
-        announce(event.step_key.replace("__", "/"), steps.index(event.step_key) + 1, len(steps))
+def _announce(event: DagsterEvent | None, order: list[str]) -> None:
+    if event and event.is_step_start and event.step_key in order:
+        announce(event.step_key.replace("__", "/"), order.index(event.step_key) + 1, len(order))
 
 
 def account(events: Sequence[DagsterEvent], steps: Mapping[str, str], before: Mapping[str, str]) -> Run:
