@@ -27,6 +27,7 @@ from udrl_pipeline.cli_copy import copy_version
 from udrl_pipeline.cli_output import Failure, Outcome, Run, announce, progress_to_stderr, show_run
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.settings import load
+from udrl_pipeline.store.database import translate
 from udrl_pipeline.store.workspace import Workspace
 
 PROCESS_TAG = "udrl/process"
@@ -56,10 +57,13 @@ def main(wish: Wish) -> int:
     try:
         with stdout_kept_for_results():
             run = materialise(wish)
-    except UdrlError as error:
-        run = Run(failures=[Failure("", "input", type(error).__name__, str(error))])
     except KeyboardInterrupt:
         run = Run(interrupted=True)
+    except Exception as error:
+        told = translate(error, Path(os.environ["DAGSTER_HOME"]))  # Dagster's history may meet a full disk, too
+        if not isinstance(told, UdrlError):
+            raise
+        run = Run(failures=[Failure("", "input", type(told).__name__, str(told))])
     show_run(run, wish.as_json)
     return run.exit_code
 

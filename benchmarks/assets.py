@@ -8,11 +8,14 @@ children. Prints a table and writes JSON. With the default params this takes as 
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from udrl_pipeline.allocator import ENVIRONMENT
 
 STEPS = ("intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report")
 
@@ -55,7 +58,9 @@ def main() -> None:
             command = [sys.executable, __file__, "--asset", asset, "--artifacts", artifacts]
             command += ["--preset", arguments.preset] if arguments.preset else []
             result[asset] = json.loads(
-                subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().splitlines()[-1]
+                subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ENVIRONMENT)
+                .stdout.strip()
+                .splitlines()[-1]
             )
             measured = result[asset]
             extra = f"  {measured['tokens_per_s']:.0f} training tokens/s" if "tokens_per_s" in measured else ""

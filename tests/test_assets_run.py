@@ -281,3 +281,17 @@ def test_intents_have_their_checks(library: Library, project: Path) -> None:
     assert evaluation.passed is False
     assert evaluation.severity == dg.AssetCheckSeverity.WARN
     assert "control token" in str(evaluation.metadata["first"].value)
+
+
+def test_a_disk_that_is_full_for_dagsters_history_is_told_as_such(
+    library: Library, project: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (small_disk / "dagster.yaml").write_text("storage: {sqlite: {base_dir: history}}\n", encoding="utf-8")
+    monkeypatch.setenv("DAGSTER_HOME", str(small_disk))
+    monkeypatch.chdir(small_disk)
+    with Path("filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
+        while True:
+            filler.write(bytes(4096))
+            filler.flush()
+    assert main(Wish()) == 2
+    assert f"error  {small_disk}: the disk is full\n  -> free some space" in capfd.readouterr().err

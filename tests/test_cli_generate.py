@@ -22,6 +22,7 @@ SPACE = CommandSpace(
     covered={"image": (6, 40), "search": (6, 20)},
     named_words={"image": {"short": 9, "medium": 18, "long": 28}, "search": {"short": 7, "medium": 11, "long": 16}},
     best={"image": 4, "search": 5},
+    guidance={"image": 1.0, "search": 2.0},
 )
 
 
@@ -39,7 +40,7 @@ class Echo:
         for command in commands:
             clamped, warnings = SPACE.clamp(command)
             text = f"{clamped.intent} as asked"
-            made.append(Generated(clamped, text, len(text.split()), 9, True, tuple(warnings)))
+            made.append(Generated(clamped, 1.0, text, len(text.split()), 9, True, tuple(warnings)))
         return made
 
 
@@ -74,7 +75,8 @@ def test_texts_are_lines_on_stdout_and_what_was_commanded_stands_above_them(gene
 def test_json_lines_say_what_was_asked_and_what_came(generate: Callable[..., Result]) -> None:
     [record] = records(generate("red kite", "--task", "search", "--length", "short", "--json"))
     assert record == {
-        "intent": "red kite", "task": "search", "recipe": "udrl", "length": 7, "quality": 5, "text": "red kite as asked", "words": 4,
+        "intent": "red kite", "task": "search", "recipe": "udrl", "length": 7, "quality": 5, "guidance": 1.0,
+        "text": "red kite as asked", "words": 4,
     }  # fmt: skip
 
 

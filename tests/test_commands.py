@@ -20,6 +20,7 @@ SPACE = CommandSpace(
     covered={"image": (7, 30), "search": (6, 40)},
     named_words={"image": {"short": 8, "medium": 14, "long": 24}, "search": {"short": 7, "medium": 12, "long": 20}},
     best={"image": 5, "search": 4},
+    guidance={"image": 1.0, "search": 2.0},
 )
 
 

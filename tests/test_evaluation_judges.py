@@ -73,7 +73,7 @@ def test_every_timed_request_makes_exactly_the_same_number_of_new_tokens(model: 
         return output
 
     watched = SimpleNamespace(generate=counting, device=model.device)
-    found = time_requests(watched, Letters(), ["one", "three", "fifteen"], new_tokens=4, batch_rows=5).as_dict()
+    found = time_requests(watched, Letters(), [["one"], ["three"], ["fifteen"]], new_tokens=4, batch_rows=5).as_dict()
     assert made == [(1, 4)] * 4 + [(5, 4)]
     assert (found["requests"], found["new_tokens"], found["batch_rows"], found["prompt_tokens"]) == (3, 4, 5, 5.0)
     assert found["tokens_per_s"] == pytest.approx(4 / found["p50_s"], rel=0.05)
@@ -82,6 +82,6 @@ def test_every_timed_request_makes_exactly_the_same_number_of_new_tokens(model: 
 
 def test_a_slow_model_gets_fewer_requests(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udrl_pipeline.evaluation.latency.BUDGET_S", 0.0)
-    found = time_requests(model, Letters(), ["a"] * 9, new_tokens=2, batch_rows=1)
+    found = time_requests(model, Letters(), [["a"]] * 9, new_tokens=2, batch_rows=1)
     assert len(found.seconds) == MIN_REQUESTS
     assert np.all(np.array(found.seconds) > 0)

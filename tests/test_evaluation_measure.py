@@ -28,6 +28,7 @@ SPACE = CommandSpace(
     covered={"image": (6, 30), "search": (4, 12)},
     named_words={"image": {"short": 8}, "search": {"short": 5}},
     best={"image": 3, "search": 2},
+    guidance={"image": 1.0, "search": 1.0},
 )
 
 
@@ -65,7 +66,7 @@ def speak(commands: Sequence[Command]) -> list[Generated]:
         clamped, warnings = SPACE.clamp(command)
         wanted = ["good"] * (clamped.quality or 0) + ["plain"] * 40
         text = " ".join(wanted[: clamped.words or 9])
-        texts.append(Generated(clamped, text, len(text.split()), 12, True, tuple(warnings)))
+        texts.append(Generated(clamped, 1.0, text, len(text.split()), 12, True, tuple(warnings)))
     return texts
 
 

@@ -58,10 +58,28 @@ def test_a_cut_vocabulary_keeps_the_end_and_adds_the_control_tokens(teacher_toke
         (30, 4, "even", [0, 10, 19, 29]),
         (30, 1, "ends", [0]),
         (4, 9, "ends", [0, 1, 2, 3]),
+        (30, (29, 0, 11), "ends", [0, 11, 29]),
     ],
 )
-def test_layers_are_kept_by_a_named_rule(total: int, keep: int, rule: str, kept: list[int]) -> None:
+def test_layers_are_kept_by_a_named_rule_or_as_they_are_listed(total: int, keep: Any, rule: str, kept: list[int]) -> None:
     assert kept_layers(total, keep, rule) == kept
+
+
+@pytest.mark.parametrize("listed", [(0, 30), (0, 0, 1), ()])
+def test_listed_layers_that_are_not_the_teachers_are_a_typed_error(listed: tuple[int, ...]) -> None:
+    with pytest.raises(StudentError, match="are not layers of a teacher of 30") as error:
+        kept_layers(30, listed, "ends")
+    assert (error.value.where, "0 to 29" in error.value.remedy) == ("params.yaml: student.prune.layers", True)
+
+
+def test_every_control_token_begins_as_something_else(load: Callable[..., Settings]) -> None:
+    import torch
+
+    start = initialise(load({"student.prune.layers": 1, "student.prune.keep_merges": 0}), SPACE, TEXTS)
+    ids = start.tokenizer.convert_tokens_to_ids(SPACE.control_tokens())
+    vectors = start.model.get_input_embeddings().weight[ids]
+    distances = torch.cdist(vectors, vectors) + torch.eye(len(ids)) * 9
+    assert distances.min() > 0.05 * vectors.norm(dim=1).mean()
 
 
 def test_a_pruned_teacher_has_the_teachers_own_weights(load: Callable[..., Settings]) -> None:

@@ -35,6 +35,7 @@ TINY: dict[str, object] = {
     "student.epochs": 2.0,
     "student.save_every": 4,
     "evaluation.sweep_intents": 2,
+    "evaluation.guidance": [1, 2],
 }
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0}
 

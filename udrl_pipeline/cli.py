@@ -215,6 +215,13 @@ def corpus_import(file: Path, **chosen: Any) -> None:
 @click.option("--task", metavar="TASK", help="What to write; for ideas that name none themselves.  [default: the first of params.yaml]")
 @click.option("--length", metavar="WORDS", help="A number of words, or short, medium, long.  [default: left to the student]")
 @click.option("--quality", default="best", show_default=True, metavar="QUALITY", help="1 to 5 (params.yaml sets how many), best or any.")
+@click.option(
+    "--guidance",
+    type=click.FloatRange(0, 10),
+    metavar="WEIGHT",
+    help="How hard the quality is pressed; 1 only asks.  [default: what the student's own sweep chose]",
+)
+@click.option("--length-guidance", type=click.FloatRange(0, 10), default=1.0, show_default=True, metavar="WEIGHT", help="And the length.")
 @click.option("-n", "number", type=click.IntRange(1, 1000), default=1, show_default=True, help="Texts per idea.")
 @click.option("--recipe", default="udrl", show_default=True, help="Which student.")
 @click.option("--student", type=PATH, metavar="FOLDER", help="A student's folder, instead of the current one.")

@@ -36,6 +36,8 @@ class Ask:
     task: str | None
     length: str | None
     quality: str
+    guidance: float | None
+    length_guidance: float
     number: int
     recipe: str
     student: Path | None
@@ -78,6 +80,8 @@ def _texts(student: "Student", commands: list[Command], ask: Ask, settings: Sett
             top_p=evaluation.top_p,
             repetition_penalty=evaluation.repetition_penalty,
             seed=seed + start,
+            guidance=ask.guidance,
+            length_guidance=ask.length_guidance,
         )
 
 
@@ -92,7 +96,7 @@ class _JsonLines:
         asked = made.command
         record = {
             "intent": asked.intent, "task": asked.task, "recipe": self.recipe, "length": asked.words, "quality": asked.quality,
-            "text": made.text, "words": made.words,
+            "guidance": made.guidance, "text": made.text, "words": made.words,
         }  # fmt: skip
         print(json.dumps(record, ensure_ascii=False), file=self.file, flush=True)
 
@@ -106,7 +110,12 @@ class _PlainLines:
 
     def __call__(self, made: "Generated") -> None:
         asked = made.command
-        parts = [asked.task, asked.words and f"{asked.words} words", asked.quality and f"quality {asked.quality}"]
+        parts = [
+            asked.task,
+            asked.words and f"{asked.words} words",
+            asked.quality and f"quality {asked.quality}",
+            made.guidance != 1 and f"guidance {made.guidance:g}",
+        ]
         header = f"{asked.intent} ({', '.join(str(part) for part in parts if part)})"
         if header != self.header:
             click.secho(header, dim=True, err=True)

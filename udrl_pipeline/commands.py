@@ -54,6 +54,8 @@ class CommandSpace:
     named_words: dict[str, dict[str, int]]
     #: what `--quality best` means, per task; chosen on the validation split
     best: dict[str, int]
+    #: how hard the quality command is pressed while decoding, per task; chosen with `best`, 1 where nothing was chosen
+    guidance: dict[str, float]
 
     @classmethod
     def measure(cls, train: pd.DataFrame, edges: dict[str, list[float]], settings: CommandSettings) -> "CommandSpace":
@@ -67,7 +69,9 @@ class CommandSpace:
             named[str(task)] = {n: min(max(int(rows.words.quantile(q)), min(inside)), max(inside)) for n, q in NAMED_LENGTHS.items()}
         tasks = tuple(sorted(covered))
         bins = settings.quality_bins
-        return cls(tasks, settings.words, bins, {t: edges[t] for t in tasks}, covered, named, dict.fromkeys(tasks, bins))
+        return cls(
+            tasks, settings.words, bins, {t: edges[t] for t in tasks}, covered, named, dict.fromkeys(tasks, bins), dict.fromkeys(tasks, 1.0)
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "CommandSpace":
@@ -89,8 +93,8 @@ class CommandSpace:
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
-    def with_best(self, best: dict[str, int]) -> "CommandSpace":
-        return replace(self, best=best)
+    def with_best(self, best: dict[str, int], guidance: dict[str, float]) -> "CommandSpace":
+        return replace(self, best=best, guidance=guidance)
 
     def control_tokens(self) -> list[str]:
         """Every control token, in a fixed order."""

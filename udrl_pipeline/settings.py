@@ -156,7 +156,9 @@ class ScratchSettings(_Settings):
 class PruneSettings(_Settings):
     """The cut of `init_from: pruned-teacher`."""
 
-    layers: int = Field(9, ge=1, description="Layers kept")
+    layers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        9, description="How many layers are kept, chosen by `rule`; or the very layers, counted from 0, such as [0, 1, 11, 29]"
+    )
     rule: Literal["ends", "even"] = Field("ends", description="ends: the first ones and the last two | even: spread evenly")
     keep_merges: int = Field(6000, ge=0, description="The teacher's most frequent merges, kept beside those of the corpus")
 
@@ -188,7 +190,13 @@ class LlmComparator(_Settings):
 
 class EvaluationSettings(_Settings):
     intents: int = Field(100, ge=2, description="Held-out intents per task that every system is compared on")
-    sweep_intents: int = Field(40, ge=1, description="Validation intents on which the shipped command is chosen")
+    sweep_intents: int = Field(60, ge=1, description="Validation intents on which the shipped command is chosen")
+    guidance: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field(
+        (1.0, 1.5, 2.0, 3.0), min_length=1, description="Weights of the quality command at decoding that the sweep tries; 1 is unguided"
+    )
+    min_diversity: float = Field(
+        0.92, ge=0, le=2, description="Spread that a guided student must keep, as a share of the teacher's on the same intents"
+    )
     quality_intents: int = Field(50, ge=2, description="Held-out intents per task and commanded quality")
     lengths: tuple[Annotated[int, Field(ge=1, le=400)], ...] = Field(
         (8, 12, 16, 24, 32), min_length=1, description="Commanded lengths to test (words)"

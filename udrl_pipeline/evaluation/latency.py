@@ -43,18 +43,22 @@ class Latency:
         }
 
 
-def time_requests(model: Any, tokenizer: Any, prompts: Sequence[str], *, new_tokens: int, batch_rows: int) -> Latency:
-    """Ask for each prompt alone, after one that is not counted, and then for `batch_rows` of them at once."""
-    rows = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    _seconds(model, tokenizer, [rows[0]], new_tokens)
+def time_requests(model: Any, tokenizer: Any, requests: Sequence[Sequence[str]], *, new_tokens: int, batch_rows: int) -> Latency:
+    """Make each request alone, after one that is not counted, and then `batch_rows` of them at once.
+
+    Args:
+        requests: The prompts of each: one, or with guidance also those that are read beside it in the same batch.
+    """
+    encoded = [tokenizer(list(prompts), add_special_tokens=False)["input_ids"] for prompts in requests]
+    _seconds(model, tokenizer, encoded[0], new_tokens)
     seconds: list[float] = []
-    for row in rows:
+    for rows in encoded:
         if len(seconds) >= MIN_REQUESTS and sum(seconds) + seconds[-1] > BUDGET_S:
             break
-        seconds.append(_seconds(model, tokenizer, [row], new_tokens))
-    batch = [rows[i % len(rows)] for i in range(batch_rows)]
+        seconds.append(_seconds(model, tokenizer, rows, new_tokens))
+    batch = [row for i in range(batch_rows) for row in encoded[i % len(encoded)]]
     batch_seconds = _seconds(model, tokenizer, batch, new_tokens)
-    return Latency(tuple(seconds), new_tokens, float(np.mean([len(row) for row in rows])), batch_rows, batch_seconds)
+    return Latency(tuple(seconds), new_tokens, float(np.mean([len(rows[0]) for rows in encoded])), batch_rows, batch_seconds)
 
 
 def _seconds(model: Any, tokenizer: Any, rows: list[list[int]], new_tokens: int) -> float:

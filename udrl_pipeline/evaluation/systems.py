@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ def ask_student(
     if dataset_version != parents[dataset.ASSET]:
         trained_on += f", which is not the current one ({parents[dataset.ASSET]})"
     if is_commanded(student):
-        best = ", ".join(f"{task} {quality}" for task, quality in student.space.best.items())
+        space = student.space
+        best = ", ".join(f"{task} {quality}, guidance {space.guidance[task]:g}" for task, quality in space.best.items())
         how = f"commanded its best quality ({best}), no length; {trained_on}"
         done.systems.append(System(recipe, f"{recipe}, best quality", "student", how))
         done.systems.append(System(f"{recipe}_uncommanded", f"{recipe}, uncommanded", "student", f"given the task alone; {trained_on}"))
@@ -178,10 +179,13 @@ def timed_rows(held: HeldOut, count: int) -> pd.DataFrame:
 
 
 def time_student(student: Student, rows: pd.DataFrame, settings: Settings) -> Latency:
-    """A student's times, at its best quality if it is commanded."""
-    best = student.space.best if is_commanded(student) else {}
-    prompts = [render_prompt(Command(row.task, row.intent, quality=best.get(row.task))) for row in rows.itertuples()]
-    return _time(student.model, student.tokenizer, prompts, settings)
+    """A student's times, at its best quality and its own guidance if it is commanded."""
+    space, requests = student.space, []
+    for row in rows.itertuples():
+        command = Command(row.task, row.intent, quality=space.best[row.task] if is_commanded(student) else None)
+        guided = command.quality is not None and space.guidance[row.task] != 1
+        requests.append([render_prompt(c) for c in ([command, replace(command, quality=None)] if guided else [command])])
+    return _time(student.model, student.tokenizer, requests, settings)
 
 
 def time_teacher(done: Progress, teacher: TransformersEngine | str, rows: pd.DataFrame, workspace: Workspace) -> None:
@@ -204,9 +208,9 @@ def _time_chats(engine: TransformersEngine, rows: pd.DataFrame, workspace: Works
         drawn = task.drawn_examples(int(row.asked_words), examples, str(row.intent_key), 0) if examples else []
         chat = task.messages(str(row.intent), int(row.asked_words), drawn)
         prompts.append(engine.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    return _time(engine.model, engine.tokenizer, prompts, workspace.settings)
+    return _time(engine.model, engine.tokenizer, [[prompt] for prompt in prompts], workspace.settings)
 
 
-def _time(model: Any, tokenizer: Any, prompts: Sequence[str], settings: Settings) -> Latency:
+def _time(model: Any, tokenizer: Any, requests: Sequence[Sequence[str]], settings: Settings) -> Latency:
     options = settings.evaluation
-    return time_requests(model, tokenizer, prompts, new_tokens=options.latency_tokens, batch_rows=options.latency_batch)
+    return time_requests(model, tokenizer, requests, new_tokens=options.latency_tokens, batch_rows=options.latency_batch)

@@ -9,6 +9,7 @@ from typing import Any
 from udrl_pipeline.commands import Command, CommandSpace, render_prompt
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.rewards import words
+from udrl_pipeline.student.decoding import Decoding, Governor, Guidance, variants
 
 #: How far from a commanded length a text may end (words). The student aims; this keeps it from missing by more.
 LENGTH_SLACK = 2
@@ -20,9 +21,11 @@ OPEN_LENGTH_TOKENS = 96
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A text, the command that was really given (after clamping), and whether the student ended the text itself."""
+    """A text, the command that was really given (after clamping), how hard its quality was pressed, and whether the student
+    ended the text itself."""
 
     command: Command
+    guidance: float
     text: str
     words: int
     tokens: int
@@ -80,6 +83,8 @@ class Student:
         top_p: float,
         repetition_penalty: float,
         seed: int,
+        guidance: float | None = None,
+        length_guidance: float = 1.0,
         max_new_tokens: int | None = None,
         batch_rows: int = 64,
         length_slack: int | None = LENGTH_SLACK,
@@ -87,6 +92,8 @@ class Student:
         """One text per command, in order. The same seed, commands and machine give the same texts.
 
         Args:
+            guidance: How hard the quality command is pressed, 0 to 10; by default as the student's sweep found best, per task.
+            length_guidance: The same for the length.
             temperature: 0 is greedy.
             repetition_penalty: Counts only what was generated, so that the intent's words stay welcome.
             max_new_tokens: Upper limit; by default three tokens a commanded word and some room.
@@ -100,69 +107,63 @@ class Student:
 
         clamped = [self.space.clamp(command) for command in commands]
         room = [max_new_tokens or _room(command) for command, _ in clamped]
-        prompts = self.tokenizer([render_prompt(command) for command, _ in clamped], add_special_tokens=False)["input_ids"]
-        order = sorted(range(len(commands)), key=lambda i: (room[i], len(prompts[i])))
+        order = sorted(range(len(commands)), key=lambda i: (room[i], len(commands[i].intent)))
+        generator = torch.Generator(self.model.device).manual_seed(seed)
         outputs: dict[int, list[int]] = {}
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(seed)
-            for start in range(0, len(order), batch_rows):
-                batch = order[start : start + batch_rows]
-                lengths = [clamped[i][0].words for i in batch] if length_slack is not None else []
-                governor = self._governor(lengths, length_slack or 0) if any(lengths) else None
-                generated = self._batch(
-                    [prompts[i] for i in batch], max(room[i] for i in batch), temperature, top_p, repetition_penalty, governor
-                )
-                outputs |= {i: ids[: room[i]] for i, ids in zip(batch, generated, strict=True)}
-        return [self._finish(*clamped[i], outputs[i]) for i in range(len(commands))]
+        for start in range(0, len(order), batch_rows):
+            batch = order[start : start + batch_rows]
+            asked = [clamped[i][0] for i in batch]
+            weights = [Guidance(self._weight(command, guidance), length_guidance) for command in asked]
+            guided = variants(asked, weights)
+            prompts = self._encode([*asked, *(command for variant in guided for command in variant.commands)])
+            decoding = Decoding(
+                prompt_tokens=prompts.input_ids.shape[1],
+                weights=[variant.weights for variant in guided],
+                temperature=temperature,
+                top_p=top_p,
+                repetition_penalty=repetition_penalty,
+                silent=self._silent,
+                governor=self._governor([command.words for command in asked], length_slack),
+                generator=generator,
+            )
+            written = self._write(prompts, decoding, max(room[i] for i in batch))[: len(batch)]
+            outputs |= {i: ids[: room[i]] for i, ids in zip(batch, written, strict=True)}
+        return [self._finish(*clamped[i], self._weight(clamped[i][0], guidance), outputs[i]) for i in range(len(commands))]
 
-    def _governor(self, lengths: list[int | None], slack: int) -> Any:
-        """A logits processor that keeps each text's end within `slack` words of its commanded length."""
+    def _weight(self, command: Command, guidance: float | None) -> float:
+        if command.quality is None:
+            return 1.0
+        return self.space.guidance[command.task] if guidance is None else guidance
+
+    def _encode(self, commands: Sequence[Command]) -> Any:
+        ids = self.tokenizer([render_prompt(command) for command in commands], add_special_tokens=False)["input_ids"]
+        return self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+
+    def _governor(self, lengths: list[int | None], slack: int | None) -> Governor | None:
+        if slack is None or not any(lengths):
+            return None
+        return Governor(self._begins_word, self.tokenizer.eos_token_id, lengths, slack)
+
+    def _write(self, prompts: Any, decoding: Decoding, room: int) -> list[list[int]]:
         import torch
+        from transformers import LogitsProcessorList
 
-        begins = self._begins_word
-        end = self.tokenizer.eos_token_id
+        with torch.inference_mode():
+            output = self.model.generate(
+                **prompts,
+                max_new_tokens=room,
+                do_sample=False,  # `decoding` draws
+                logits_processor=LogitsProcessorList([decoding]),
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        return [list(ids) for ids in output[:, prompts.input_ids.shape[1] :].tolist()]
 
-        def govern(ids: Any, scores: Any, prompt: int) -> Any:
-            words_so_far = begins[ids[:, prompt:]].sum(dim=1)
-            for row, length in enumerate(lengths):
-                if length is None:
-                    continue
-                if words_so_far[row] < length - slack:
-                    scores[row, end] = -torch.inf
-                elif words_so_far[row] >= length + slack:
-                    # the last word may still be in the making: only a new word is refused, so that the text ends with it
-                    scores[row, begins] = -torch.inf
-            return scores
-
-        return govern
-
-    def _batch(
-        self, prompts: list[list[int]], room: int, temperature: float, top_p: float, repetition_penalty: float, governor: Any
-    ) -> list[list[int]]:
-        from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
-
-        inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
-        length = inputs.input_ids.shape[1]
-        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=length)])
-        if governor:
-            processors.append(lambda ids, scores: governor(ids, scores, length))
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=room,
-            logits_processor=processors,
-            suppress_tokens=self._silent,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **sampling,
-        )
-        return [list(ids) for ids in output[:, length:].tolist()]
-
-    def _finish(self, command: Command, warnings: list[str], ids: list[int]) -> Generated:
+    def _finish(self, command: Command, warnings: list[str], guidance: float, ids: list[int]) -> Generated:
         end = ids.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in ids else None
         text = " ".join(self.tokenizer.decode(ids[:end], skip_special_tokens=True).split())
         tokens = len(ids) if end is None else end + 1
-        return Generated(command, text, words(text), tokens, end is not None, tuple(warnings))
+        return Generated(command, guidance, text, words(text), tokens, end is not None, tuple(warnings))
 
 
 def _room(command: Command) -> int:

@@ -13,6 +13,9 @@ from udrl_pipeline.models import resolve
 from udrl_pipeline.settings import ModelRef, Settings
 from udrl_pipeline.student.vocabulary import add_control_tokens, cut, train_bpe
 
+#: The number at which a command's embeddings have run through half a wave.
+LARGEST = {"words": 40, "quality": 5}
+
 
 @dataclass(frozen=True)
 class Start:
@@ -82,8 +85,21 @@ def _scratch(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> S
     return Start(GPT2LMHeadModel(config), tokenizer, {"init_from": "scratch", "vocabulary": len(tokenizer)})
 
 
-def kept_layers(total: int, keep: int, rule: str) -> list[int]:
-    """Which layers a pruned teacher keeps: `ends` the first ones and the last two, `even` the first, the last and an even spread."""
+def kept_layers(total: int, keep: int | Sequence[int], rule: str) -> list[int]:
+    """Which layers a pruned teacher keeps: those that are listed, or `keep` of them by a rule: `ends` the first ones and the last
+    two, `even` the first, the last and an even spread.
+
+    Raises:
+        StudentError: A listed layer is not there, or listed twice.
+    """
+    if not isinstance(keep, int):
+        if not keep or max(keep) >= total or len(set(keep)) < len(keep):
+            raise StudentError(
+                f"{list(keep)} are not layers of a teacher of {total}",
+                where="params.yaml: student.prune.layers",
+                remedy=f"list different layers from 0 to {total - 1}, or give their number",
+            )
+        return sorted(keep)
     if keep >= total:
         return list(range(total))
     if rule == "even":
@@ -139,16 +155,15 @@ def _embed_control_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> 
     old = weight[: len(tokenizer) - len(tokens)]
     scale, width = float(old.detach().std()), weight.shape[1]
     generator = torch.Generator().manual_seed(0)
-    waves = torch.randn(8, width, generator=generator)
+    # a basis of its own for each command: with one for both, a length would begin as some quality
+    waves = {command: torch.randn(8, width, generator=generator) / 2 for command in LARGEST}
     with torch.no_grad():
         for token in tokens:
             match = re.fullmatch(r"<\|(words|quality):(\d+)\|>", token)
             if match:
-                position = int(match[2]) / (40 if match[1] == "words" else 5)
-                shape = [math.sin(math.pi * k * position / 2) for k in range(1, 5)] + [
-                    math.cos(math.pi * k * position / 2) for k in range(1, 5)
-                ]
-                vector = torch.tensor(shape) @ waves / 2
+                angle = math.pi / 2 * int(match[2]) / LARGEST[match[1]]
+                shape = [wave(k * angle) for wave in (math.sin, math.cos) for k in range(1, 5)]
+                vector = torch.tensor(shape) @ waves[match[1]]
             else:
                 vector = torch.randn(width, generator=generator)
             weight[tokenizer.convert_tokens_to_ids(token)] = old.mean(dim=0) + scale * vector

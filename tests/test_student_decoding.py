@@ -1,0 +1,122 @@
+"""How tokens are drawn: guidance is the formula it says, lengths are governed, sampling follows the distribution."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from test_commands import SPACE
+from test_student_initialise import TEXTS, TINY
+from udrl_pipeline.commands import Command, render_prompt
+from udrl_pipeline.errors import StudentError
+from udrl_pipeline.settings import Settings
+from udrl_pipeline.student.decoding import Decoding, Governor, Guidance, variants
+from udrl_pipeline.student.generation import Student
+from udrl_pipeline.student.initialise import initialise
+
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0}
+ASKED = Command("search", "red fox", words=9, quality=4)
+
+
+@pytest.fixture
+def student(load: Callable[..., Settings]) -> Student:
+    """An untrained student whose logits differ enough for greedy answers to differ."""
+    import torch
+
+    start = initialise(load({**TINY, "student.init_from": "scratch"}), SPACE, TEXTS)
+    with torch.no_grad():
+        for parameter in start.model.parameters():
+            parameter.mul_(4)
+    return Student(start.model.eval(), start.tokenizer, SPACE, "udrl")
+
+
+def first_logits(student: Student, command: Command) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return student.model(**student.tokenizer(render_prompt(command), add_special_tokens=False, return_tensors="pt")).logits[0, -1]
+
+
+@pytest.mark.parametrize(("quality", "length"), [(1.0, 1.0), (3.0, 1.0), (1.0, 2.5), (2.0, 1.5), (0.0, 1.0)])
+def test_guidance_weighs_each_command_against_the_same_without_it(student: Student, quality: float, length: float) -> None:
+    full = first_logits(student, ASKED)
+    without_quality = first_logits(student, Command("search", "red fox", words=9))
+    without_length = first_logits(student, Command("search", "red fox", quality=4))
+    expected = full + (quality - 1) * (full - without_quality) + (length - 1) * (full - without_length)
+    expected[student.tokenizer.convert_tokens_to_ids(SPACE.control_tokens())] = -float("inf")
+    expected[student.tokenizer.eos_token_id] = -float("inf")  # too early for nine words
+    [made] = student.generate([ASKED], **GREEDY, guidance=quality, length_guidance=length, max_new_tokens=1)
+    assert made.text == student.tokenizer.decode([int(expected.argmax())]).strip()
+
+
+def test_without_a_weight_the_student_s_own_guidance_of_the_task_is_used(student: Student) -> None:
+    own, given, plain = (student.generate([ASKED], **GREEDY, **options)[0] for options in ({}, {"guidance": 2.0}, {"guidance": 1.0}))
+    assert (own.guidance, given.guidance, plain.guidance) == (2.0, 2.0, 1.0)
+    assert own.text == given.text != plain.text
+
+
+def test_a_weight_of_zero_leaves_the_command_out(student: Student) -> None:
+    [without] = student.generate([Command("search", "red fox", words=9)], **GREEDY)
+    [zero] = student.generate([ASKED], **GREEDY, guidance=0)
+    assert (zero.text, without.guidance) == (without.text, 1.0)
+
+
+def test_nothing_is_read_twice_where_nothing_is_guided() -> None:
+    assert variants([ASKED, Command("search", "red fox")], [Guidance(), Guidance(quality=3, length=3)]) == []
+    [only] = variants([ASKED, Command("search", "red fox")], [Guidance(quality=3), Guidance(quality=3)])
+    assert (only.commands, only.weights) == ([Command("search", "red fox", 9), Command("search", "red fox")], [2.0, 0.0])
+
+
+def test_a_text_does_not_depend_on_what_is_guided_beside_it(student: Student) -> None:
+    commands = [ASKED, Command("image", "tea", quality=2), Command("search", "tea")]
+    alone = [student.generate([command], **GREEDY)[0].text for command in commands]
+    assert [made.text for made in student.generate(commands, **GREEDY)] == alone
+
+
+@pytest.mark.parametrize("weight", [-0.1, 10.5, float("nan")])
+def test_a_weight_out_of_range_is_a_typed_error(student: Student, weight: float) -> None:
+    with pytest.raises(StudentError, match="no weight for the quality command"):
+        student.generate([ASKED], **GREEDY, guidance=weight)
+
+
+@pytest.mark.parametrize(
+    ("written", "possible"),
+    [
+        ([1, 1, 2, 1], ["begins", "goes on"]),  # three words: the end is more than two away
+        ([1, 1, 1, 1], ["begins", "goes on", "end"]),
+        ([1] * 7, ["begins", "goes on", "end"]),
+        ([1] * 8, ["goes on", "end"]),  # two words too long: the last word may be finished, no new one begun
+    ],
+)
+def test_a_text_cannot_end_early_nor_go_on_for_long(written: list[int], possible: list[str]) -> None:
+    import torch
+
+    tokens = {"end": 0, "begins": 1, "goes on": 2}
+    governor = Governor(torch.tensor([False, True, False]), tokens["end"], [6, None], slack=2)
+    governed, free = governor(torch.tensor([written, written]), torch.zeros(2, 3))
+    assert [name for name, token in sorted(tokens.items()) if governed[token] == 0] == sorted(possible)
+    assert free.tolist() == [0, 0, 0]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
+    import torch
+
+    probabilities = torch.tensor([0.5, 0.3, 0.2])
+    decoding = Decoding(
+        prompt_tokens=1, weights=[], temperature=1.0, top_p=1.0, repetition_penalty=1.0, silent=[], governor=None,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    drawn = decoding(torch.zeros(20_000, 1, dtype=torch.long), probabilities.log().repeat(20_000, 1)).argmax(dim=1)
+    assert (drawn.bincount() / len(drawn)).tolist() == pytest.approx(probabilities.tolist(), abs=0.015)
+
+
+def test_a_row_and_its_variants_draw_the_same_token() -> None:
+    import torch
+
+    decoding = Decoding(
+        prompt_tokens=1, weights=[[1.0] * 50], temperature=1.0, top_p=0.9, repetition_penalty=1.1, silent=[0], governor=None,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    drawn = decoding(torch.ones(100, 1, dtype=torch.long), torch.randn(100, 30)).argmax(dim=1)
+    assert drawn[:50].tolist() == drawn[50:].tolist()
+    assert len(set(drawn.tolist())) > 5

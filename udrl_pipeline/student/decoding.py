@@ -1,0 +1,124 @@
+"""How the next token is drawn: guidance, repetition, length, temperature.
+
+Guidance presses a command harder than the student learned to obey it: with w = 1 the student is asked, with more it insists
+(classifier-free guidance, arXiv 2207.12598 section 3.2). For each guided condition c the student also reads the command without
+c, in the same batch, and
+
+    log p = log p(full) + sum over c of (w_c - 1) * (log p(full) - log p(without c))     up to a constant
+
+which for one condition is l_uncond + w * (l_cond - l_uncond).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from udrl_pipeline.commands import Command
+from udrl_pipeline.errors import StudentError
+
+#: Above this a guided text is noise.
+MOST_GUIDANCE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Weights of the two commands at decoding: 1 is the student as it was trained, 0 leaves the command out."""
+
+    quality: float = 1.0
+    length: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, weight in (("quality", self.quality), ("length", self.length)):
+            if not 0 <= weight <= MOST_GUIDANCE:
+                raise StudentError(
+                    f"{weight} is no weight for the {name} command", where="guidance", remedy=f"give a number from 0 to {MOST_GUIDANCE:g}"
+                )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The same commands without one condition, and how much each row's difference to it counts (w - 1)."""
+
+    commands: list[Command]
+    weights: list[float]
+
+
+def variants(commands: Sequence[Command], guidance: Sequence[Guidance]) -> list[Variant]:
+    """What has to be read beside the full commands; nothing where no given condition is guided."""
+    quality = [g.quality - 1 if c.quality is not None else 0.0 for c, g in zip(commands, guidance, strict=True)]
+    length = [g.length - 1 if c.words is not None else 0.0 for c, g in zip(commands, guidance, strict=True)]
+    found = [
+        Variant([replace(command, quality=None) for command in commands], quality),
+        Variant([replace(command, words=None) for command in commands], length),
+    ]
+    return [variant for variant in found if any(variant.weights)]
+
+
+class Decoding:
+    """A logits processor that draws the token itself: it leaves one token possible per row, the same for a row and its variants.
+
+    Rows come variant by variant: the full commands, then each variant of them. Drawing here (Gumbel-max, which samples exactly)
+    rather than in `generate` keeps the variants of a row together.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompt_tokens: int,
+        weights: Sequence[Sequence[float]],
+        temperature: float,
+        top_p: float,
+        repetition_penalty: float,
+        silent: Sequence[int],
+        governor: "Governor | None",
+        generator: Any,
+    ) -> None:
+        import torch
+        from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+        self._prompt, self._silent, self._governor, self._generator = prompt_tokens, list(silent), governor, generator
+        self._weights = [torch.tensor(of_variant, device=generator.device)[:, None] for of_variant in weights]
+        self._random = temperature > 0
+        # only what was generated counts as repeated: the words of the intent stay welcome
+        self._before = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=prompt_tokens)])
+        self._after = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)] if temperature > 0 else [])
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        import torch
+
+        parts = scores.float().chunk(1 + len(self._weights))
+        ids, full = input_ids[: len(parts[0])], parts[0]
+        drawn = full + sum(weight * (full - part) for weight, part in zip(self._weights, parts[1:], strict=True))
+        drawn[:, self._silent] = -torch.inf
+        drawn = self._before(ids, drawn)
+        if self._governor:
+            drawn = self._governor(ids[:, self._prompt :], drawn)
+        drawn = self._after(ids, drawn)
+        if self._random:
+            drawn = drawn - torch.empty_like(drawn).exponential_(generator=self._generator).log()
+        return drawn.repeat(len(parts), 1)
+
+
+class Governor:
+    """Keeps each text's end within `slack` words of its commanded length: before that it cannot end, after that it must.
+
+    Args:
+        begins_word: For each token, whether it begins a word; shape [vocabulary].
+        lengths: The commanded words of each row, or None.
+    """
+
+    def __init__(self, begins_word: Any, end: int, lengths: Sequence[int | None], slack: int) -> None:
+        import torch
+
+        self._begins, self._end = begins_word, end
+        least = [0 if length is None else length - slack for length in lengths]
+        most = [torch.iinfo(torch.long).max if length is None else length + slack for length in lengths]
+        self._least, self._most = (torch.tensor(values, device=begins_word.device) for values in (least, most))
+
+    def __call__(self, written: Any, scores: Any) -> Any:
+        import torch
+
+        so_far = self._begins[written].sum(dim=1)
+        scores[so_far < self._least, self._end] = -torch.inf
+        # the last word may still be in the making: only a new word is refused, so that the text ends with it
+        return scores.masked_fill((so_far >= self._most)[:, None] & self._begins, -torch.inf)
