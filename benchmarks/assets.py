@@ -1,6 +1,6 @@
 """Seconds and peak memory of each asset, and the student's training tokens/s, from a run in an empty artifacts folder.
 
-    .venv/bin/python benchmarks/assets.py [--preset NAME] [--out FILE]
+    .venv/bin/python benchmarks/assets.py [--preset NAME] [--out FILE] [--artifacts EMPTY_FOLDER]
 
 Each asset is made in a process of its own, whose peak resident memory is what the operating system reports for it and its
 children. Prints a table and writes JSON. With the default params this takes as long as `make run`.
@@ -47,15 +47,15 @@ def main() -> None:
     parser.add_argument("--preset")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/assets.json"))
     parser.add_argument("--asset", choices=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--artifacts", help=argparse.SUPPRESS)
+    parser.add_argument("--artifacts", help="where to make them, kept (default: a temporary folder)")
     arguments = parser.parse_args()
     if arguments.asset:
         print(json.dumps(make(arguments.asset, arguments.artifacts, arguments.preset)))
         return
     result = {}
-    with tempfile.TemporaryDirectory() as artifacts:
+    with tempfile.TemporaryDirectory() as temporary:
         for asset in STEPS:
-            command = [sys.executable, __file__, "--asset", asset, "--artifacts", artifacts]
+            command = [sys.executable, __file__, "--asset", asset, "--artifacts", arguments.artifacts or temporary]
             command += ["--preset", arguments.preset] if arguments.preset else []
             result[asset] = json.loads(
                 subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ENVIRONMENT)

@@ -209,6 +209,14 @@ def test_intents_that_name_a_task_which_is_gone_are_a_typed_error(build, teacher
 # -- the version --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("size", "seconds", "most", "expected"),
+    [(32, 9.0, 384, 128), (128, 36.0, 384, 160), (32, 90.0, 384, 16), (32, 0.0, 64, 64), (1, 500.0, 384, 1)],
+)
+def test_chunks_grow_and_shrink_to_what_the_engine_does_between_two_commits(size: int, seconds: float, most: int, expected: int) -> None:
+    assert corpus.next_chunk(size, seconds, most) == expected
+
+
 def test_engine_chunk_size_run_and_time_do_not_change_the_version(build, use_engine, tmp_path: Path) -> None:
     use_engine(FakeEngine(version="1"))
     _, first = build(artifacts="one")

@@ -63,6 +63,22 @@ def test_a_text_that_says_nothing_informs_of_nothing(model: Any) -> None:
     assert TeacherJudge(model, Letters()).information(["red fox"], [WITHHELD]) == pytest.approx([0.0], abs=1e-5)
 
 
+def test_what_the_teacher_makes_of_a_text_does_not_depend_on_its_batch(model: Any) -> None:
+    texts = ["a red fox", "waves", "an old barn in the morning", "fog", "seven boats"]
+    alone = TeacherJudge(model, Letters(), batch_rows=1).hidden(texts)
+    assert TeacherJudge(model, Letters(), batch_rows=4).hidden(texts) == pytest.approx(alone, abs=1e-4)
+    assert np.linalg.norm(alone, axis=1) == pytest.approx(np.ones(5))
+
+
+def test_a_text_is_placed_by_how_many_other_intents_it_is_more_like(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    intents = ["red fox", "old barn", "fog"]
+    likeness = {"text of the fox": [0.9, 0.1, 0.2], "text of the barn": [0.5, 0.3, 0.4], "text of fog": [0.5, 0.2, 0.3]}
+    hidden = lambda self, texts: np.array([likeness.get(t, np.eye(3)[intents.index(t)] if t in intents else 0) for t in texts])  # noqa: E731
+    monkeypatch.setattr(TeacherJudge, "hidden", hidden)
+    found = TeacherJudge(model, Letters()).reciprocal_ranks(intents, list(likeness), [*intents, "fog"])
+    assert found.tolist() == [1.0, pytest.approx(1 / 3), 0.5]
+
+
 def test_every_timed_request_makes_exactly_the_same_number_of_new_tokens(model: Any) -> None:
     made: list[tuple[int, int]] = []
     generate = model.generate

@@ -43,6 +43,9 @@ OVERRIDES: dict[str, object] = {
     "evaluation.latency_batch": 2,
     "evaluation.comparators": [{"name": "Qwen3 8B", "model": {"ref": "path:nowhere"}, "engine": "transformers"}],
 }
+#: What a student tells of its choice of guidance.
+TRIED = {"1": {"reward": 1.0, "spread": 0.75}, "2": {"reward": 1.234, "spread": 0.6}}
+SWEEP = {task: {"guidance": TRIED, "quality": {}, "teacher_spread": 0.8} for task in ("image", "template", "search")}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,8 @@ def record_student(workspace: Workspace, recipe: str, seed: int = 1) -> Version:
     frame = dataset.read_dataset(workspace, parents[dataset.ASSET])
     edges = workspace.find(dataset.ASSET, parents[dataset.ASSET]).facts["edges"]  # type: ignore[union-attr]
     space = CommandSpace.measure(frame[frame.split == "train"], edges, workspace.settings.commands)
+    commanded = RECIPES[recipe].commanded
+    space = space.with_best(space.best, space.guidance | {"image": 2.0}) if commanded else space.with_best({}, space.guidance)
     start = initialise(workspace.settings, space, sorted({*frame.intent, *frame.text}))
     with torch.no_grad():
         start.model.transformer.wpe.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
@@ -113,7 +118,7 @@ def record_student(workspace: Workspace, recipe: str, seed: int = 1) -> Version:
     version = content_hash([recipe, seed])
     return workspace.record(
         f"student/{recipe}", version=version, fingerprint=version, code_version="code", rows=1, params={"seed": seed},
-        parents=parents, facts={}, write=write,
+        parents=parents, facts={"sweep": SWEEP} if commanded else {}, write=write,
     )  # fmt: skip
 
 
@@ -147,6 +152,14 @@ def test_a_report_compares_every_current_student_with_the_teacher(made: Workspac
     assert {tuple(rows.intent_key) for _, rows in compared.groupby(["system", "task"])} == {tuple(compared.intent_key[:4])}
     assert samples[samples.system == "udrl"].groupby("part").size().to_dict() == {"compare": 12, "length": 12, "quality": 30}
     assert samples[samples.part == "compare"].groupby(["system", "task"]).information.count().max() == 3
+
+    # the main student against every other one, the others against the teacher; and how the guidance was chosen
+    assert list(metrics["against"]["udrl"]) == ["teacher", "teacher_kept", "udrl_uncommanded", "sft"]
+    assert list(metrics["against"]["sft"]) == ["teacher", "teacher_kept"]
+    assert {"value", "low", "high", "n"} == metrics["against"]["udrl"]["sft"]["mean"]["reward"].keys()
+    assert metrics["choice"].keys() == {"udrl"}
+    assert metrics["choice"]["udrl"]["guidance"] == {"image": 2.0, "template": 1.0, "search": 1.0}
+    assert "<b>1.234</b><small>75.0%</small>" in html
 
     # every version that the report stands on is named on the page, which asks nobody for anything
     for asset, parent in {**version.parents, **made.parents("intents")}.items():

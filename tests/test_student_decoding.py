@@ -98,6 +98,18 @@ def test_a_text_cannot_end_early_nor_go_on_for_long(written: list[int], possible
     assert free.tolist() == [0, 0, 0]
 
 
+def test_no_run_of_three_tokens_is_written_twice() -> None:
+    import torch
+
+    decoding = Decoding(
+        prompt_tokens=2, weights=[], temperature=0.0, top_p=1.0, repetition_penalty=1.0, silent=[], governor=None,
+        generator=torch.Generator(),
+    )  # fmt: skip
+    liked = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
+    assert decoding(torch.tensor([[1, 1, 2, 3, 1, 2, 3]]), liked).isinf().tolist() == [[False, True, False, False]]
+    assert decoding(torch.tensor([[2, 3, 1, 2, 3]]), liked).isinf().sum() == 0, "what the prompt holds may be said again"
+
+
 def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
     import torch
 

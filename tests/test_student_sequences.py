@@ -1,5 +1,8 @@
 """Training sequences: order, dropout, and what the loss counts."""
 
+import math
+from collections import Counter
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -20,7 +23,7 @@ TEXTS = [
 ROWS = pd.DataFrame(
     [(f"key{n}", "image", f"idea {n}", TEXTS[n % 4], len(TEXTS[n % 4].split()), 1 + n % 5) for n in range(20)],
     columns=["row_key", "task", "intent", "text", "words", "quality"],
-)
+).assign(reward=lambda rows: rows.quality / 5)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,24 @@ def test_rows_of_one_batch_are_of_like_length(tokenizer) -> None:  # type: ignor
 def test_the_uncommanded_recipe_sees_the_task_alone(tokenizer) -> None:  # type: ignore[no-untyped-def]
     prompts = {tokenizer.decode(s.prompt) for s in order(tokenizer, recipe="sft")}
     assert prompts == {render_prompt(Command("image", f"idea {n}")) for n in range(20)}
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_has_the_same_budget(tokenizer, recipe: str) -> None:  # type: ignore[no-untyped-def]
+    assert len(order(tokenizer, recipe=recipe, passes=2.5)) == 50
+
+
+def test_the_top_recipe_sees_the_best_rows_alone_and_as_often_as_the_budget_asks(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    seen = Counter(tokenizer.decode(s.prompt) for s in order(tokenizer, recipe="sft-top", passes=2.0))
+    assert seen == {render_prompt(Command("image", f"idea {n}")): 10 for n in range(20) if ROWS.quality[n] == 5}
+
+
+def test_the_reward_weighted_recipe_sees_a_row_in_proportion_to_the_exponential_of_its_reward(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    seen = Counter(tokenizer.decode(s.prompt) for s in order(tokenizer, recipe="reward-weighted", passes=300.0))
+    by_quality = [sum(seen[render_prompt(Command("image", f"idea {n}"))] for n in range(20) if ROWS.quality[n] == q) for q in range(1, 6)]
+    deviation = ROWS.reward.std(ddof=0)
+    expected = [math.exp((q - 3) / 5 / deviation) for q in range(1, 6)]
+    assert [count / sum(by_quality) for count in by_quality] == pytest.approx([e / sum(expected) for e in expected], abs=0.01)
 
 
 def test_each_condition_is_dropped_by_itself_on_its_share_of_rows() -> None:

@@ -100,6 +100,16 @@ def test_a_student_answers_the_same_for_the_same_seed(workspace: Workspace) -> N
     assert [g.command for g in first] == [student.space.clamp(c)[0] for c in commands]
 
 
+def test_a_student_without_commands_leaves_them_out_and_says_so(workspace: Workspace) -> None:
+    made = training.build(workspace, "sft")
+    student = Student.load(workspace.version_folder("student/sft", made.version))
+    assert (made.facts["best_quality"], made.facts["sweep"], student.commanded) == ({}, {}, False)
+    [plain] = student.generate([Command("image", "red fox")], **GREEDY)
+    [commanded] = student.generate([Command("image", "red fox", 9, 5)], **GREEDY)
+    assert (commanded.text, commanded.command, plain.warnings) == (plain.text, Command("image", "red fox"), ())
+    assert commanded.warnings == ("a student of recipe sft was trained without length and quality: both are left out",)
+
+
 def test_a_student_never_writes_a_control_token(workspace: Workspace) -> None:
     made = training.build(workspace, "udrl")
     student = Student.load(workspace.version_folder("student/udrl", made.version))
@@ -123,6 +133,12 @@ def test_another_parameter_starts_anew(workspace: Workspace, load: Callable[...,
     assert again.facts["start"]["init_from"] == "scratch"
 
 
+def test_other_code_starts_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    training.build(workspace, "udrl")
+    monkeypatch.setattr(training, "code_version", lambda sources: "changed")
+    assert training.build(workspace, "udrl").facts["start"]["init_from"] == "scratch"
+
+
 def test_a_dataset_that_did_not_pass_is_not_trained_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     current = workspace.parents("labeled_dataset")
     with workspace.database.writer() as connection:
@@ -135,7 +151,7 @@ def test_a_dataset_that_did_not_pass_is_not_trained_on(workspace: Workspace, mon
 def test_an_unknown_recipe_names_those_that_there_are(workspace: Workspace) -> None:
     with pytest.raises(StudentError, match="unknown recipe 'magic'") as error:
         training.build(workspace, "magic")
-    assert "udrl, sft" in str(error.value)
+    assert "udrl, sft, sft-top, reward-weighted" in str(error.value)
 
 
 def test_a_killed_training_resumes_from_its_checkpoint(workspace: Workspace, params: Path) -> None:

@@ -195,7 +195,7 @@ def _quality(quality: str, task: str, space: CommandSpace) -> int | None:
     if quality == "any":
         return None
     if quality == "best":
-        return space.best[task]
+        return space.best.get(task)
     return _positive(quality, "--quality", f"give a number from 1 to {space.quality_bins}, best or any")
 
 

@@ -52,7 +52,7 @@ class CommandSpace:
     covered: dict[str, tuple[int, int]]
     #: what `short`, `medium` and `long` mean, per task (words)
     named_words: dict[str, dict[str, int]]
-    #: what `--quality best` means, per task; chosen on the validation split
+    #: what `--quality best` means, per task; chosen on the validation split. Empty if the student was trained without commands
     best: dict[str, int]
     #: how hard the quality command is pressed while decoding, per task; chosen with `best`, 1 where nothing was chosen
     guidance: dict[str, float]

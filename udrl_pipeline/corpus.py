@@ -6,7 +6,6 @@ append-only. Generation fills only the keys that are missing, in chunks that are
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +30,9 @@ from udrl_pipeline.versioning import ROW_KEY_DIGITS, canonical, code_version, co
 logger = logging.getLogger(__name__)
 
 ASSET = "teacher_corpus"
+#: A kill costs at most about this much of the teacher's work, whatever the engine's speed.
+COMMIT_SECONDS = 45.0
+FIRST_CHUNK = 32
 SOURCES = ("corpus.py", "tasks/__init__.py", "teacher/__init__.py")
 COLUMNS = (
     "row_key", "task", "intent", "intent_key", "text", "tokens", "finish_reason", "engine", "engine_version", "source",
@@ -205,7 +207,9 @@ def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> t
     started = time.monotonic()
     try:
         with tqdm(total=len(missing), unit="row", desc="teacher", disable=None) as bar:
-            for chunk in _chunks(missing, settings.teacher.chunk_rows):
+            size = min(FIRST_CHUNK, settings.teacher.chunk_rows)
+            while done < len(missing):
+                began, chunk = time.monotonic(), missing[done : done + size]
                 replies = engine.generate([request(workspace.tasks[row.task], row, settings.teacher) for row in chunk])
                 rows = []
                 for row, reply in zip(chunk, replies, strict=True):
@@ -215,6 +219,7 @@ def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> t
                         tokens += reply.tokens
                         rows.append(_record(workspace, row, reply, engine.name, engine.version, source))
                 _commit(workspace, rows)
+                size = next_chunk(size, time.monotonic() - began, settings.teacher.chunk_rows)
                 bar.update(len(chunk))
                 done += len(chunk)
                 rate = done / (time.monotonic() - started)
@@ -225,9 +230,9 @@ def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> t
     return refused, {"teacher_rows": len(missing) - len(refused), "teacher_tokens": tokens, "teacher_seconds": seconds}
 
 
-def _chunks(rows: list[PlannedRow], size: int) -> Iterator[list[PlannedRow]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def next_chunk(size: int, seconds: float, most: int) -> int:
+    """Rows of the next chunk, so that it takes about COMMIT_SECONDS: after one of `size` rows in `seconds`, at most four times as many."""
+    return max(1, min(most, 4 * size, round(size * COMMIT_SECONDS / max(seconds, 0.001))))
 
 
 def request(task: Task, row: PlannedRow, teacher: TeacherSettings) -> Request:

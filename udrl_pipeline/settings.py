@@ -99,7 +99,7 @@ class TeacherSettings(_Settings):
     top_p: float = Field(0.92, gt=0, le=1)
     repetition_penalty: float = Field(1.1, ge=1, le=2)
     seed: int = Field(7, description="Seed of the engine; row identity does not depend on it")
-    chunk_rows: int = Field(384, ge=1, description="Rows between two commits")
+    chunk_rows: int = Field(384, ge=1, description="Most rows between two commits; fewer where the teacher is slow")
     batch_rows: int = Field(32, ge=1, description="Rows per forward pass of the transformers engine")
     max_model_len: int = Field(1024, ge=64, description="Context of the vllm engine (tokens)")
     server: ServerSettings = ServerSettings()

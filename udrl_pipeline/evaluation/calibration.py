@@ -9,6 +9,9 @@ from udrl_pipeline.evaluation.figures import Grid
 from udrl_pipeline.evaluation.metrics import load_metric
 from udrl_pipeline.evaluation.statistics import DIGITS, Bootstrap
 
+#: Columns of the samples in which a judge says how good a text is.
+JUDGES = ("relevance", "information", "retrieval")
+
 
 def quality(rows: pd.DataFrame, grid: Grid, bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
     """Mean reward for each commanded quality, per task.
@@ -83,6 +86,16 @@ def asked(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
         }
         for task, of_task in rows.groupby("task", sort=False)
     }
+
+
+def agreement(samples: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """How much the judges agree on which texts are better: Spearman's rank correlation over the texts that all of them read.
+
+    Returns:
+        {judge: {other judge: correlation}}; None where nothing was judged.
+    """
+    judged = samples.dropna(subset=list(JUDGES))
+    return {one: {other: spearman(judged[one], judged[other]) for other in JUDGES if other != one} for one in JUDGES}
 
 
 def mean_absolute_error(rows: pd.DataFrame) -> float | None:

@@ -13,7 +13,7 @@ from udrl_pipeline.evaluation.statistics import DIGITS, Bootstrap, Floats, Inter
 #: The scope of a figure over all tasks: the mean of the tasks' figures.
 MEAN = "mean"
 #: Row figures: column of the samples -> where the mean over intents and its interval go.
-ROW_FIGURES = ("relevance", "reward", "information", "copied", "copied_run", "finished", "words")
+ROW_FIGURES = ("relevance", "reward", "information", "retrieval", "copied", "copied_run", "finished", "words")
 SET_FIGURES = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
 
 Figure = dict[str, float | int]
@@ -124,6 +124,8 @@ def comparison(system: SystemTexts, base: SystemTexts, grid: Grid, bootstrap: Bo
             "spread": bootstrap.spread_ratio(system.distances[tasks], base.distances[tasks]),
             "distinct_2": bootstrap.distinct_ratio([system.texts[t] for t in tasks], [base.texts[t] for t in tasks], 2),
         }
+        if "retrieval" in system.columns and "retrieval" in base.columns:
+            found["retrieval"] = bootstrap.ratio(system.columns["retrieval"][:, tasks], base.columns["retrieval"][:, tasks])
         if "information" in system.columns and "information" in base.columns:
             found["information_difference"] = bootstrap.difference(
                 system.columns["information"][:, tasks], base.columns["information"][:, tasks]

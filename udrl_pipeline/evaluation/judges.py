@@ -1,10 +1,13 @@
-"""The second judge, which is not the reward's scorer: how much a text tells the teacher about the intent behind it.
+"""Judges that are not the reward's scorer. The second: how much a text tells the teacher about the intent behind it.
 
     information = (log p(intent | text) - log p(intent)) / tokens of the intent        nats per intent token
 
 under the teacher as a plain language model. It is 0 for a text that has nothing to do with its intent, and highest for one that
 says the intent word for word, so read it beside `copied`. The short prompt below is fixed; without a text its slot says so, so
 that only the text differs between the two sides.
+
+The third: at which place the text's own intent stands among all intents, by likeness in the teacher's hidden states (reciprocal
+rank: 1 if it is the most like, 1/2 if another one is more so). A text about anything and everything finds no intent.
 """
 
 import logging
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT = "Description: {text}\nThe idea behind it, in a few words:"
 WITHHELD = "(not shown)"
+READ = "Text: {text}"
 
 
 class TeacherJudge:
@@ -43,6 +47,43 @@ class TeacherJudge:
         lengths = np.array([len(answers[intent]) for intent in intents], dtype=np.float64)
         return (given - np.array([prior[intent] for intent in intents])) / lengths
 
+    def reciprocal_ranks(self, intents: Sequence[str], texts: Sequence[str], candidates: Sequence[str]) -> NDArray[np.float64]:
+        """1 / the place of each text's intent among `candidates`, which hold it; shape [len(texts)]."""
+        distinct = sorted(set(candidates))
+        likeness = self.hidden(texts) @ self.hidden(distinct).T
+        own = likeness[np.arange(len(texts)), [distinct.index(intent) for intent in intents]]
+        return np.asarray(1 / (1 + (likeness > own[:, None]).sum(axis=1)), dtype=np.float64)
+
+    def hidden(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """What the teacher makes of each text: the mean over its tokens of the states two thirds up, centred, of length 1;
+        shape [len(texts), width]. What all texts have in common would otherwise drown what sets them apart."""
+        import torch
+
+        rows = self._ids([READ.format(text=text) for text in texts])
+        states = np.zeros((len(rows), self._model.config.hidden_size))
+        layer = round(self._model.config.num_hidden_layers * 2 / 3)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        with torch.inference_mode():
+            for start in range(0, len(order), self._batch_rows):
+                batch = order[start : start + self._batch_rows]
+                ids, mask, positions = self._padded([rows[i] for i in batch])
+                found = self._model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, output_hidden_states=True, logits_to_keep=1
+                ).hidden_states[layer]
+                mask = mask * (positions > 0)  # the first token of a causal model holds no meaning of its own
+                states[batch] = ((found * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True)).double().cpu().numpy()
+        states -= states.mean(axis=0)
+        return states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-9)
+
+    def _padded(self, rows: list[list[int]]) -> tuple[Any, Any, Any]:
+        """Ids, mask and positions of rows padded on the left, each of shape [rows, longest]."""
+        import torch
+
+        longest, device = max(map(len, rows)), self._model.device
+        ids = torch.tensor([[self._tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+        return ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
@@ -66,12 +107,9 @@ class TeacherJudge:
         import torch
 
         rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        longest, kept = max(map(len, rows)), max(map(len, answers))
-        device = self._model.device
+        kept, device = max(map(len, answers)), self._model.device
         # padded on the left, so that all answers stand in the last `kept` places and only there logits are needed
-        ids = torch.tensor([[self._tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        ids, mask, positions = self._padded(rows)
         logits = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept + 1).logits[:, :-1]
         targets = ids[:, -kept:]
         found = logits.float().log_softmax(dim=-1).gather(2, targets.unsqueeze(2)).squeeze(2)

@@ -23,6 +23,7 @@ COLUMNS = {
     "relevance": ("relevance", "cosine of intent and text embeddings, the reward's scorer"),
     "reward": ("reward", "fidelity + gain - repetition, as the dataset is labelled"),
     "information": ("information", "second judge: nats per intent token that the text gives the teacher about the intent"),
+    "retrieval": ("retrieval", "third judge: 1 / the place of the text's own intent among all intents, by the teacher's hidden states"),
     "spread": ("spread", "mean cosine distance of two texts; higher is more diverse"),
     "distinct_2": ("distinct-2", "different word pairs over all word pairs"),
     "self_bleu": ("self-BLEU", "resemblance to the other texts; lower is more diverse"),

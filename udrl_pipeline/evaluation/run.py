@@ -24,7 +24,6 @@ from udrl_pipeline.evaluation.systems import (
     Progress,
     ask_comparator,
     ask_student,
-    is_commanded,
     judge,
     load_students,
     load_teacher,
@@ -43,7 +42,7 @@ from udrl_pipeline.versioning import content_hash
 logger = logging.getLogger(__name__)
 
 #: The parts of the metrics that depend on the inputs alone; the others hold times and what follows from them.
-REPEATABLE = ("intents", "against", "quality", "length", "teacher_length", "sizes")
+REPEATABLE = ("intents", "against", "choice", "quality", "length", "agreement", "teacher_length", "sizes")
 NO_TEXTS = "it has no text on these intents"
 
 
@@ -90,7 +89,7 @@ def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: M
     settings, options, done = workspace.settings, workspace.settings.evaluation, Progress()
     held = held_out(workspace, parents, options.intents)
     students = load_students(workspace, versions)
-    main = next((recipe for recipe, student in students.items() if is_commanded(student)), next(iter(students)))
+    main = next((recipe for recipe, student in students.items() if student.commanded), next(iter(students)))
     samples, vectors = _ask_and_score(done, workspace, parents, versions, students, held)
     with done.phase("statistics"):
         grid = Grid.of(held.rows)
@@ -101,7 +100,7 @@ def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: M
             for system in done.systems
         ]
         figures = {key: system_figures(of_system, grid, vectors, bootstrap) for key, of_system in texts.items()}
-        compared = _compare(texts, grid, bootstrap, [comparator.name for comparator in options.comparators])
+        compared = _compare(texts, grid, bootstrap, [comparator.name for comparator in options.comparators], main)
         metrics: dict[str, Any] = {
             "intents": {task: len(held.first(task, options.intents)) for task in grid.tasks},
             "systems": {system.key: _described(system, figures) for system in done.systems},
@@ -109,8 +108,14 @@ def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: M
                 key: {base: {scope: _as_dicts(found) for scope, found in scopes.items()} for base, scopes in bases.items()}
                 for key, bases in compared.items()
             },
+            "choice": {
+                recipe: {"best": student.space.best, "guidance": student.space.guidance, "sweep": versions[recipe].facts.get("sweep", {})}
+                for recipe, student in students.items()
+                if student.commanded
+            },
             "quality": _calibrate(samples, "quality", students, partial(calibration.quality, grid=grid, bootstrap=bootstrap)),
             "length": _calibrate(samples, "length", students, partial(calibration.length, grid=grid, bootstrap=bootstrap)),
+            "agreement": calibration.agreement(samples),
             "teacher_length": calibration.asked(held.all_rows),
             "sizes": done.sizes,
             "latency": {key: latency.as_dict() for key, latency in done.latencies.items()},
@@ -171,18 +176,18 @@ def _described(system: System, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compare(
-    texts: Mapping[str, SystemTexts], grid: Grid, bootstrap: Bootstrap, comparators: Sequence[str]
+    texts: Mapping[str, SystemTexts], grid: Grid, bootstrap: Bootstrap, comparators: Sequence[str], main: str
 ) -> dict[str, dict[str, dict[str, dict[str, Interval]]]]:
-    """Every student against the teacher, its kept rows and each comparator; every comparator against the teacher."""
-    bases = ["teacher", "teacher_kept", *comparators]
+    """Every student against the teacher, its kept rows and each comparator, and the main one against every other student too;
+    every comparator against the teacher."""
+    given = ["teacher", "teacher_kept", *comparators]
+    students = [key for key in texts if key not in given]
+    bases = {key: ["teacher"] if key in comparators else given for key in [*students, *comparators]}
+    bases[main] = [*given, *(key for key in students if key != main)]
     return {
-        key: {
-            base: comparison(texts[key], texts[base], grid, bootstrap)
-            for base in bases
-            if base in texts and base != key and (key not in comparators or base == "teacher")
-        }
+        key: {base: comparison(texts[key], texts[base], grid, bootstrap) for base in bases[key] if base in texts and base != key}
         for key in texts
-        if key not in ("teacher", "teacher_kept")
+        if key in bases
     }
 
 
@@ -190,7 +195,7 @@ def _calibrate(
     samples: pd.DataFrame, part: str, students: Mapping[str, Student], calibrate: Callable[[pd.DataFrame], dict[str, Any]]
 ) -> dict[str, Any]:
     chosen = samples[samples.part == part]
-    return {recipe: calibrate(chosen[chosen.system == recipe]) for recipe, student in students.items() if is_commanded(student)}
+    return {recipe: calibrate(chosen[chosen.system == recipe]) for recipe, student in students.items() if student.commanded}
 
 
 def _bases(done: Progress, ratios: Mapping[str, Mapping[str, Mapping[str, Interval]]], main: str, settings: Settings) -> list[Base]:

@@ -24,7 +24,6 @@ from udrl_pipeline.models import resolve
 from udrl_pipeline.settings import LlmComparator, ModelRef, Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student.generation import Student
-from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.teacher import open_engine
 from udrl_pipeline.teacher.transformers_engine import TransformersEngine
 
@@ -70,11 +69,6 @@ def teacher_systems(settings: Settings) -> list[System]:
     ]
 
 
-def is_commanded(student: Student) -> bool:
-    """Whether a student was trained to obey length and quality."""
-    return student.recipe in RECIPES and RECIPES[student.recipe].commanded
-
-
 def load_students(workspace: Workspace, versions: Mapping[str, Version]) -> dict[str, Student]:
     """The students by recipe, in the order of `versions`.
 
@@ -95,7 +89,7 @@ def ask_student(
     options, recipe = workspace.settings.evaluation, student.recipe
     sampling = options.model_dump(include={"temperature", "top_p", "repetition_penalty", "seed"})
     generate = partial(student.generate, **sampling)
-    samples = measure.student_samples(recipe, generate, student.space, is_commanded(student), held, options)
+    samples = measure.student_samples(recipe, generate, student.space, student.commanded, held, options)
     logger.info("%d texts of %d tokens", len(samples), samples.tokens.sum())
     done.samples.append(samples)
     done.sizes[recipe] = size(workspace.version_folder(version.asset, version.version), student.parameters)
@@ -103,7 +97,7 @@ def ask_student(
     trained_on = f"trained on dataset {dataset_version}"
     if dataset_version != parents[dataset.ASSET]:
         trained_on += f", which is not the current one ({parents[dataset.ASSET]})"
-    if is_commanded(student):
+    if student.commanded:
         space = student.space
         best = ", ".join(f"{task} {quality}, guidance {space.guidance[task]:g}" for task, quality in space.best.items())
         how = f"commanded its best quality ({best}), no length; {trained_on}"
@@ -160,14 +154,15 @@ def load_teacher(settings: Settings) -> TransformersEngine | str:
 
 
 def judge(samples: pd.DataFrame, teacher: TransformersEngine | str, rows_per_task: int) -> pd.DataFrame:
-    """Add `information` to the first `rows_per_task` intents of each system and task of the comparison."""
+    """Add `information` and `retrieval` to the first `rows_per_task` intents of each system and task of the comparison."""
     if isinstance(teacher, str):
         logger.warning("the second judge is not measured: %s", teacher)
-        return samples.assign(information=np.nan)
+        return samples.assign(information=np.nan, retrieval=np.nan)
     judged = samples[samples.part == "compare"].groupby(["system", "task"], sort=False).head(rows_per_task)
     pairs = judged[["intent", "text"]].drop_duplicates(ignore_index=True)
     judge = TeacherJudge(teacher.model, teacher.tokenizer)
     pairs["information"] = judge.information(pairs.intent.tolist(), pairs.text.tolist()).round(4)
+    pairs["retrieval"] = judge.reciprocal_ranks(pairs.intent.tolist(), pairs.text.tolist(), samples.intent.unique().tolist()).round(4)
     informed = judged[["system", "task", "intent", "text"]].merge(pairs, on=["intent", "text"]).assign(part="compare")
     return samples.merge(informed, on=["system", "part", "task", "intent", "text"], how="left", validate="many_to_one")
 
@@ -182,7 +177,7 @@ def time_student(student: Student, rows: pd.DataFrame, settings: Settings) -> La
     """A student's times, at its best quality and its own guidance if it is commanded."""
     space, requests = student.space, []
     for row in rows.itertuples():
-        command = Command(row.task, row.intent, quality=space.best[row.task] if is_commanded(student) else None)
+        command = Command(row.task, row.intent, quality=space.best[row.task] if student.commanded else None)
         guided = command.quality is not None and space.guidance[row.task] != 1
         requests.append([render_prompt(c) for c in ([command, replace(command, quality=None)] if guided else [command])])
     return _time(student.model, student.tokenizer, requests, settings)

@@ -16,6 +16,8 @@ from typing import Any
 from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import StudentError
 
+#: No run of so many tokens stands twice in a text: guidance would otherwise circle around the words that it likes best.
+LOOP_TOKENS = 3
 #: Above this a guided text is noise.
 MOST_GUIDANCE = 10.0
 
@@ -74,13 +76,20 @@ class Decoding:
         generator: Any,
     ) -> None:
         import torch
-        from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+        from transformers import (
+            LogitsProcessorList,
+            NoRepeatNGramLogitsProcessor,
+            RepetitionPenaltyLogitsProcessor,
+            TemperatureLogitsWarper,
+            TopPLogitsWarper,
+        )
 
         self._prompt, self._silent, self._governor, self._generator = prompt_tokens, list(silent), governor, generator
         self._weights = [torch.tensor(of_variant, device=generator.device)[:, None] for of_variant in weights]
         self._random = temperature > 0
         # only what was generated counts as repeated: the words of the intent stay welcome
         self._before = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=prompt_tokens)])
+        self._no_loops = NoRepeatNGramLogitsProcessor(LOOP_TOKENS)
         self._after = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)] if temperature > 0 else [])
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -91,8 +100,10 @@ class Decoding:
         drawn = full + sum(weight * (full - part) for weight, part in zip(self._weights, parts[1:], strict=True))
         drawn[:, self._silent] = -torch.inf
         drawn = self._before(ids, drawn)
+        written = ids[:, self._prompt :]
+        drawn = self._no_loops(written, drawn)
         if self._governor:
-            drawn = self._governor(ids[:, self._prompt :], drawn)
+            drawn = self._governor(written, drawn)
         drawn = self._after(ids, drawn)
         if self._random:
             drawn = drawn - torch.empty_like(drawn).exponential_(generator=self._generator).log()

@@ -1,7 +1,7 @@
 """Ask a trained student: commands in, texts out. Works from the folder alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ class Student:
             raise StudentError(f"cannot be loaded: {error}", where=str(folder), remedy="move the folder away and run `udrl run`") from error
         return cls(model, tokenizer, space, recipe)
 
+    @property
+    def commanded(self) -> bool:
+        """Whether it was trained to obey length and quality."""
+        return bool(self.space.best)
+
     @cached_property
     def _begins_word(self) -> Any:
         """For each token, whether it begins a word; shape [vocabulary]. Tokenizers mark it in front."""
@@ -105,7 +110,7 @@ class Student:
         """
         import torch
 
-        clamped = [self.space.clamp(command) for command in commands]
+        clamped = [self._clamp(command) for command in commands]
         room = [max_new_tokens or _room(command) for command, _ in clamped]
         order = sorted(range(len(commands)), key=lambda i: (room[i], len(commands[i].intent)))
         generator = torch.Generator(self.model.device).manual_seed(seed)
@@ -129,6 +134,13 @@ class Student:
             written = self._write(prompts, decoding, max(room[i] for i in batch))[: len(batch)]
             outputs |= {i: ids[: room[i]] for i, ids in zip(batch, written, strict=True)}
         return [self._finish(*clamped[i], self._weight(clamped[i][0], guidance), outputs[i]) for i in range(len(commands))]
+
+    def _clamp(self, command: Command) -> tuple[Command, list[str]]:
+        command, warnings = self.space.clamp(command)
+        if not self.commanded and (command.words is not None or command.quality is not None):
+            command = replace(command, words=None, quality=None)
+            warnings = [f"a student of recipe {self.recipe} was trained without length and quality: both are left out"]
+        return command, warnings
 
     def _weight(self, command: Command, guidance: float | None) -> float:
         if command.quality is None:

@@ -1,14 +1,43 @@
-"""How a student is trained. All recipes see the same rows with the same budget; a new one is one entry."""
+"""How a student is trained. All recipes see the same dataset with the same budget of sequences; a new one is one entry."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+def evenly(rows: pd.DataFrame) -> pd.Series:
+    """Every row as often as every other."""
+    return pd.Series(1.0, index=rows.index)
+
+
+def best_only(rows: pd.DataFrame) -> pd.Series:
+    """The rows of each task's highest quality bin, and no others."""
+    return (rows.quality == rows.groupby("task").quality.transform("max")).astype(float)
+
+
+def by_reward(rows: pd.DataFrame) -> pd.Series:
+    """Each row in proportion to exp of its reward in standard deviations of its task (reward-weighted regression,
+    Peters and Schaal 2007, with temperature 1)."""
+    of_task = rows.groupby("task").reward
+    deviation = of_task.transform("std", ddof=0).replace(0, 1)
+    return pd.Series(np.exp((rows.reward - of_task.transform("mean")) / deviation))
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
+    """A way to train.
+
+    Attributes:
+        commanded: Whether the length and quality that a row achieved are part of its prompt.
+        weigh: How often each training row is seen, relative to the others; rows have task, quality and reward.
+    """
+
     name: str
     description: str
-    #: whether the length and quality that a row achieved are part of its prompt
     commanded: bool
+    weigh: Callable[[pd.DataFrame], pd.Series] = evenly
 
 
 RECIPES = {
@@ -16,5 +45,7 @@ RECIPES = {
     for recipe in (
         Recipe("udrl", "Upside-down RL: every row, commanded with the length and quality that it achieved", commanded=True),
         Recipe("sft", "Supervised fine-tuning: every row, commanded with the task alone", commanded=False),
+        Recipe("sft-top", "Supervised fine-tuning on the rows of the highest quality alone", commanded=False, weigh=best_only),
+        Recipe("reward-weighted", "Supervised fine-tuning in which a row counts by its reward", commanded=False, weigh=by_reward),
     )
 }

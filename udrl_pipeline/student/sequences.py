@@ -55,23 +55,34 @@ def training_order(
 ) -> list[TrainingSequence]:
     """The sequences of a whole training run, in order: each pass shuffled by the rows' own keys, then bucketed by length.
 
+    A pass has about as many sequences as there are rows, whatever the recipe: a row of weight w (the mean is 1) is in it w times,
+    where the fraction is drawn.
+
     Args:
-        rows: Training rows with row_key, task, intent, text, words, quality.
-        passes: How often each row is seen; 1.5 sees every row once and half of them twice.
+        rows: Training rows with row_key, task, intent, text, words, quality, reward.
+        passes: How often a row is seen on average; 1.5 sees every row of an even recipe once and half of them twice.
     """
     commands = dict(zip(rows.row_key, achieved(rows, space), strict=True))
     texts = dict(zip(rows.row_key, rows.text, strict=True))
     chosen: list[Command] = []
     ordered: list[str] = []
+    weights = recipe.weigh(rows)
+    copies = dict(zip(rows.row_key, weights / weights.mean(), strict=True))
     wanted = max(1, round(passes * len(rows)))
     turn = 0
     while len(ordered) < wanted:
-        keys = sorted(commands, key=lambda key: unit_draw("order", seed, turn, key))[: wanted - len(ordered)]
-        ordered += keys
-        chosen += [drop_out(commands[key], recipe, dropout, seed, turn, key) for key in keys]
+        draws = [(turn, key, *([copy] if copy else [])) for key in copies for copy in range(_whole(copies[key], seed, turn, key))]
+        draws = sorted(draws, key=lambda draw: unit_draw("order", seed, *draw))[: wanted - len(ordered)]
+        ordered += [key for _, key, *_ in draws]
+        chosen += [drop_out(commands[draw[1]], recipe, dropout, seed, *draw) for draw in draws]
         turn += 1
     sequences = encode(tokenizer, chosen, [texts[key] for key in ordered], max_tokens)
     return _bucketed(sequences, batch_rows, seed)
+
+
+def _whole(copies: float, *draw: Any) -> int:
+    """A whole number that is `copies` on average."""
+    return int(copies) + (unit_draw("copies", *draw) < copies - int(copies))
 
 
 def _bucketed(sequences: list[TrainingSequence], batch_rows: int, seed: int) -> list[TrainingSequence]:

@@ -57,7 +57,7 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
         if made := workspace.reuse(asset, fingerprint):
             return made
         rows = dataset.read_dataset(workspace, parents[dataset.ASSET])
-        previous = _warm_start(workspace, asset, params, rows)
+        previous = _warm_start(workspace, asset, code, params, rows)
         if previous:
             parents |= {asset: previous.version}
         scratch = workspace.scratch_folder(asset, fingerprint)
@@ -108,8 +108,8 @@ def _params(settings: Settings, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _warm_start(workspace: Workspace, asset: str, params: dict[str, Any], rows: pd.DataFrame) -> Version | None:
-    """The current student of the same recipe and params, if the dataset still holds every row that it was trained on.
+def _warm_start(workspace: Workspace, asset: str, code: str, params: dict[str, Any], rows: pd.DataFrame) -> Version | None:
+    """The current student of the same recipe, code and params, if the dataset still holds every row that it was trained on.
 
     `init_from: previous` takes the current student whatever has changed.
     """
@@ -120,7 +120,7 @@ def _warm_start(workspace: Workspace, asset: str, params: dict[str, Any], rows: 
                 f"there is no {asset} to start from", where="params.yaml: student.init_from", remedy="train one from another start first"
             )
         return current
-    if current is None or current.params != params or dataset.ASSET not in current.parents:
+    if current is None or (current.code_version, current.params) != (code, params) or dataset.ASSET not in current.parents:
         return None
     before = workspace.version_folder(dataset.ASSET, current.parents[dataset.ASSET]) / "rows.parquet"
     if not before.exists():
@@ -158,7 +158,7 @@ def _train(
     seconds = time.monotonic() - began
     tokens = sum(len(s.prompt) + len(s.answer) for s in sequences)
     student = Student(start.model.bfloat16().eval(), start.tokenizer, space, recipe.name)
-    space, sweep = choose_best(student, validation, settings)
+    space, sweep = choose_best(student, validation, settings) if recipe.commanded else (space.with_best({}, space.guidance), {})
     _save(student, space, recipe, losses, scratch / "result")
     facts = {
         "parameters": student.parameters, "sequences": len(sequences), "tokens": tokens, "start": start.how,
