@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test ui lint types format recorded images vllm dvc clean setup
+.PHONY: help run test proof ui lint types format recorded images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,9 @@ run: $(READY) ## teacher corpus -> dataset -> student -> report (ARGS="--preset 
 
 test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
 	@$(BIN)/pytest -q -m "not slow" $(ARGS)
+
+proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 15 minutes)
+	@$(BIN)/pytest -q -m slow $(ARGS)
 
 ui: $(READY) ## Dagster on http://localhost:3000
 	@$(BIN)/dagster dev -m assets.definitions --port 3000
