@@ -28,7 +28,7 @@ run: $(READY) ## teacher corpus -> dataset -> student -> report (ARGS="--preset 
 test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
 	@$(BIN)/pytest -q -m "not slow" $(ARGS)
 
-proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 15 minutes)
+proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 8 minutes)
 	@$(BIN)/pytest -q -m slow $(ARGS)
 
 ui: $(READY) ## Dagster on http://localhost:3000

@@ -1,4 +1,4 @@
-"""The promises of the README at full size, with the real teacher and the real student: `make proof` (some 15 minutes on two cores)."""
+"""The promises of the README at full size, with the real teacher and the real student: `make proof` (some 8 minutes on two cores)."""
 
 import json
 import os
