@@ -55,7 +55,8 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{PORT}/server_info")
-        take(f"http://127.0.0.1:{PORT}/asset-groups", "asset-graph.png", 1500, 620)
+        opened = ",".join(f"global@global:{group}" for group in ("data", "students", "evaluation"))
+        take(f"http://127.0.0.1:{PORT}/asset-groups?expanded={opened}", "asset-graph.png", 2200, 1240)
     finally:
         server.terminate()
         server.wait()

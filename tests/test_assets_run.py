@@ -19,6 +19,7 @@ from udrl_pipeline.evaluation import report
 from udrl_pipeline.settings import PARAMS_ENV, load
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 from udrl_pipeline.student import training
+from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import content_hash
 
 REPOSITORY = Path(__file__).parent.parent
@@ -83,7 +84,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     library = Library()
     monkeypatch.setattr(corpus, "build", library.build("teacher_corpus", ["intents"], {"teacher_rows": 2, "teacher_tokens": 40}))
     monkeypatch.setattr(dataset, "build", library.build("labeled_dataset", ["intents", "teacher_corpus"], {}))
-    students = {name: library.build(f"student/{name}", ["labeled_dataset"], {"train_steps": 9}) for name in ("udrl", "sft")}
+    students = {name: library.build(f"student/{name}", ["labeled_dataset"], {"train_steps": 9}) for name in RECIPES}
     monkeypatch.setattr(training, "build", lambda workspace, recipe: students[recipe](workspace))
     monkeypatch.setattr(report, "build", library.build("evaluation_report", ["labeled_dataset", "student/udrl"], {}))
     return library
@@ -132,7 +133,7 @@ def test_a_changed_setting_makes_what_depends_on_it_and_nothing_else(library: Li
 def test_other_students_are_made_on_request(library: Library, project: Path) -> None:
     materialise(Wish())
     assert list(by_asset(materialise(Wish(select=["student/sft"])), "version")) == ["student/sft"]
-    assert set(by_asset(materialise(Wish(select=["all"])), "version")) == {*DEFAULT, "student/sft"}
+    assert set(by_asset(materialise(Wish(select=["all"])), "version")) == {*DEFAULT, *(f"student/{name}" for name in RECIPES)}
 
 
 def test_an_unknown_asset_is_an_error_that_names_those_there_are(library: Library, project: Path) -> None:
