@@ -74,12 +74,26 @@ def test_a_folder_without_commands_is_no_student(tmp_path: Path) -> None:
         CommandSpace.load(tmp_path)
 
 
-def test_a_length_is_covered_when_enough_rows_have_it() -> None:
-    lengths = [5] * 50 + [8] * 400 + [9] * 10 + [20] * 400 + [33] + [60] * 200
+@pytest.mark.parametrize(
+    ("lengths", "covered"),
+    [
+        ([10] * 400 + [20] * 16, (8, 22)),  # within two words of sixteen rows
+        ([10] * 400 + [20] * 15, (8, 12)),
+        ([10] * 400 + [18] * 8 + [22] * 8, (8, 20)),  # eight rows on either side
+        ([4] * 400 + [60] * 400, (6, 6)),  # what has no token of its own does not count
+        ([10] * 20 + [20] * 2, (8, 22)),  # of a small dataset a twentieth
+        ([50] * 20, (50, 50)),
+    ],
+)
+def test_a_length_is_covered_when_enough_rows_have_about_it(lengths: list[int], covered: tuple[int, int]) -> None:
     train = pd.DataFrame({"task": "image", "words": lengths})
+    assert CommandSpace.measure(train, {"image": [0.1, 0.2, 0.3, 0.4]}, CommandSettings()).covered == {"image": covered}
+
+
+def test_named_lengths_are_quantiles_inside_what_is_covered() -> None:
+    train = pd.DataFrame({"task": "image", "words": [4] * 200 + [8] * 500 + [20] * 300 + [60] * 200})
     space = CommandSpace.measure(train, {"image": [0.1, 0.2, 0.3, 0.4]}, CommandSettings())
-    assert space.covered == {"image": (8, 20)}
-    assert space.named_words == {"image": {"short": 8, "medium": 20, "long": 20}}
+    assert space.named_words == {"image": {"short": 6, "medium": 8, "long": 22}}
 
 
 def test_a_row_is_commanded_with_what_it_achieved() -> None:

@@ -102,7 +102,7 @@ def test_no_run_of_three_tokens_is_written_twice() -> None:
     import torch
 
     decoding = Decoding(
-        prompt_tokens=2, weights=[], temperature=0.0, top_p=1.0, repetition_penalty=1.0, silent=[], governor=None,
+        prompt_tokens=2, weights=[], temperature=0.0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, silent=[], governor=None,
         generator=torch.Generator(),
     )  # fmt: skip
     liked = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
@@ -115,7 +115,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
 
     probabilities = torch.tensor([0.5, 0.3, 0.2])
     decoding = Decoding(
-        prompt_tokens=1, weights=[], temperature=1.0, top_p=1.0, repetition_penalty=1.0, silent=[], governor=None,
+        prompt_tokens=1, weights=[], temperature=1.0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, silent=[], governor=None,
         generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     drawn = decoding(torch.zeros(20_000, 1, dtype=torch.long), probabilities.log().repeat(20_000, 1)).argmax(dim=1)
@@ -126,9 +126,35 @@ def test_a_row_and_its_variants_draw_the_same_token() -> None:
     import torch
 
     decoding = Decoding(
-        prompt_tokens=1, weights=[[1.0] * 50], temperature=1.0, top_p=0.9, repetition_penalty=1.1, silent=[0], governor=None,
+        prompt_tokens=1, weights=[[1.0] * 50], temperature=1.0, top_p=0.9, min_p=0.0, repetition_penalty=1.1, silent=[0], governor=None,
         generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     drawn = decoding(torch.ones(100, 1, dtype=torch.long), torch.randn(100, 30)).argmax(dim=1)
     assert drawn[:50].tolist() == drawn[50:].tolist()
     assert len(set(drawn.tolist())) > 5
+
+
+def test_guidance_cannot_lift_what_the_full_command_finds_implausible() -> None:
+    import torch
+
+    full, without = torch.tensor([[0.6, 0.36, 0.04]]).log(), torch.tensor([[0.7, 0.299, 0.001]]).log()
+    drawn = {}
+    for min_p in (0.0, 0.1, 0.7):
+        decoding = Decoding(
+            prompt_tokens=1, weights=[[2.0]], temperature=0.0, top_p=1.0, min_p=min_p, repetition_penalty=1.0, silent=[],
+            governor=None, generator=torch.Generator(),
+        )  # fmt: skip
+        drawn[min_p] = int(decoding(torch.zeros(2, 1, dtype=torch.long), torch.cat([full, without]))[0].argmax())
+    assert drawn == {0.0: 2, 0.1: 1, 0.7: 0}
+
+
+def test_plausible_is_what_is_probable_among_the_tokens_that_may_follow() -> None:
+    import torch
+
+    decoding = Decoding(
+        prompt_tokens=1, weights=[], temperature=0.0, top_p=1.0, min_p=0.5, repetition_penalty=1.0, silent=[0], governor=None,
+        generator=torch.Generator(),
+    )  # fmt: skip
+    assert decoding(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[9.0, 2.0, 1.5, 1.0]])).isfinite().tolist() == [
+        [False, True, True, False]
+    ]

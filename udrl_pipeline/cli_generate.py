@@ -71,14 +71,13 @@ def generate_texts(ask: Ask, settings: Settings) -> None:
 
 
 def _texts(student: "Student", commands: list[Command], ask: Ask, settings: Settings) -> "Iterator[Generated]":
-    evaluation = settings.evaluation
-    seed = evaluation.seed if ask.seed is None else ask.seed
+    given = {"temperature": ask.temperature, "seed": ask.seed}
+    sampling = settings.evaluation.sampling | {name: value for name, value in given.items() if value is not None}
+    seed = sampling.pop("seed")
     for start in range(0, len(commands), LOT):
         yield from student.generate(
             commands[start : start + LOT],
-            temperature=evaluation.temperature if ask.temperature is None else ask.temperature,
-            top_p=evaluation.top_p,
-            repetition_penalty=evaluation.repetition_penalty,
+            **sampling,
             seed=seed + start,
             guidance=ask.guidance,
             length_guidance=ask.length_guidance,

@@ -23,8 +23,9 @@ from udrl_pipeline.settings import CommandSettings
 
 TEXT = "<|text|>"
 FILE = "commands.json"
-#: Share of a task's training rows that a length needs to count as covered.
-COVERED_SHARE = 0.005
+#: A length counts as covered if so many training rows of the task have it or one at most two words away; of a small dataset a
+#: twentieth is enough.
+COVERED_ROWS, COVERED_WITHIN, COVERED_SHARE = 16, 2, 0.05
 #: What the named lengths mean: quantiles of the task's training lengths.
 NAMED_LENGTHS = {"short": 0.15, "medium": 0.5, "long": 0.85}
 
@@ -62,9 +63,9 @@ class CommandSpace:
         """The command space of training rows (columns task, words). `best` starts as the highest quality."""
         covered, named = {}, {}
         for task, rows in train.groupby("task"):
-            counts = rows.words.value_counts()
-            enough = counts[counts >= max(2, COVERED_SHARE * len(rows))].index
-            inside = [int(n) for n in enough if settings.words[0] <= n <= settings.words[1]] or [int(rows.words.median())]
+            needed = max(2, min(COVERED_ROWS, COVERED_SHARE * len(rows)))
+            near = {n: (rows.words - n).abs().le(COVERED_WITHIN).sum() for n in range(settings.words[0], settings.words[1] + 1)}
+            inside = [n for n, count in near.items() if count >= needed] or [int(rows.words.median())]
             covered[str(task)] = (min(inside), max(inside))
             named[str(task)] = {n: min(max(int(rows.words.quantile(q)), min(inside)), max(inside)) for n, q in NAMED_LENGTHS.items()}
         tasks = tuple(sorted(covered))

@@ -199,11 +199,12 @@ class EvaluationSettings(_Settings):
     )
     quality_intents: int = Field(50, ge=2, description="Held-out intents per task and commanded quality")
     lengths: tuple[Annotated[int, Field(ge=1, le=400)], ...] = Field(
-        (8, 12, 16, 24, 32), min_length=1, description="Commanded lengths to test (words)"
+        (8, 12, 16, 24, 32, 40), min_length=1, description="Commanded lengths to test (words)"
     )
     length_intents: int = Field(40, ge=2, description="Held-out intents per task and commanded length")
     temperature: float = Field(0.8, ge=0, le=2, description="Sampling temperature of the students; 0 is greedy")
     top_p: float = Field(0.92, gt=0, le=1)
+    min_p: float = Field(0.1, ge=0, le=1, description="Tokens less probable than this share of the likeliest one are not drawn")
     repetition_penalty: float = Field(1.1, ge=1, le=2)
     seed: int = Field(5, ge=0, description="Seed of the students' sampling and of the bootstrap")
     judge_rows: int = Field(40, ge=2, description="Texts per system and task that the second judge reads")
@@ -221,6 +222,11 @@ class EvaluationSettings(_Settings):
         if taken := sorted({"teacher", "teacher_kept", "teacher_without_examples"}.intersection(names)):
             raise ValueError(f"a comparator cannot be called {taken[0]!r}")
         return self
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How students are sampled: keyword arguments of `Student.generate`."""
+        return self.model_dump(include={"temperature", "top_p", "min_p", "repetition_penalty", "seed"})
 
 
 class Settings(_Settings):

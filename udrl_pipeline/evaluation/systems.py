@@ -87,8 +87,7 @@ def ask_student(
 ) -> None:
     """Texts and size of a student."""
     options, recipe = workspace.settings.evaluation, student.recipe
-    sampling = options.model_dump(include={"temperature", "top_p", "repetition_penalty", "seed"})
-    generate = partial(student.generate, **sampling)
+    generate = partial(student.generate, **options.sampling)
     samples = measure.student_samples(recipe, generate, student.space, student.commanded, held, options)
     logger.info("%d texts of %d tokens", len(samples), samples.tokens.sum())
     done.samples.append(samples)

@@ -7,8 +7,13 @@ c, in the same batch, and
     log p = log p(full) + sum over c of (w_c - 1) * (log p(full) - log p(without c))     up to a constant
 
 which for one condition is l_uncond + w * (l_cond - l_uncond).
+
+The difference is also large where both sides find a token improbable, and so guidance likes broken words. Only tokens at least
+`min_p` times as probable as the likeliest one, given the full command, are therefore weighed (the plausibility constraint of
+contrastive decoding, arXiv 2210.15097 section 3.3).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,6 +75,7 @@ class Decoding:
         weights: Sequence[Sequence[float]],
         temperature: float,
         top_p: float,
+        min_p: float,
         repetition_penalty: float,
         silent: Sequence[int],
         governor: "Governor | None",
@@ -86,7 +92,7 @@ class Decoding:
 
         self._prompt, self._silent, self._governor, self._generator = prompt_tokens, list(silent), governor, generator
         self._weights = [torch.tensor(of_variant, device=generator.device)[:, None] for of_variant in weights]
-        self._random = temperature > 0
+        self._random, self._min_p = temperature > 0, min_p
         # only what was generated counts as repeated: the words of the intent stay welcome
         self._before = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=prompt_tokens)])
         self._no_loops = NoRepeatNGramLogitsProcessor(LOOP_TOKENS)
@@ -97,17 +103,25 @@ class Decoding:
 
         parts = scores.float().chunk(1 + len(self._weights))
         ids, full = input_ids[: len(parts[0])], parts[0]
-        drawn = full + sum(weight * (full - part) for weight, part in zip(self._weights, parts[1:], strict=True))
-        drawn[:, self._silent] = -torch.inf
-        drawn = self._before(ids, drawn)
-        written = ids[:, self._prompt :]
-        drawn = self._no_loops(written, drawn)
-        if self._governor:
-            drawn = self._governor(written, drawn)
+        guided = full + sum(weight * (full - part) for weight, part in zip(self._weights, parts[1:], strict=True))
+        drawn = self._before(ids, guided).masked_fill(~self._possible(ids, full), -torch.inf)
         drawn = self._after(ids, drawn)
         if self._random:
             drawn = drawn - torch.empty_like(drawn).exponential_(generator=self._generator).log()
         return drawn.repeat(len(parts), 1)
+
+    def _possible(self, ids: Any, full: Any) -> Any:
+        """Which tokens may follow: neither silent, nor a loop, nor against the length, nor implausible. Shape of `full`, never empty."""
+        import torch
+
+        allowed = full.clone()
+        allowed[:, self._silent] = -torch.inf
+        written = ids[:, self._prompt :]
+        allowed = self._no_loops(written, allowed)
+        if self._governor:
+            allowed = self._governor(written, allowed)
+        floor = allowed.amax(dim=1, keepdim=True) + (math.log(self._min_p) if self._min_p else -torch.inf)
+        return allowed.isfinite() & (allowed >= floor)
 
 
 class Governor:

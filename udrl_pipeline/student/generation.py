@@ -88,6 +88,7 @@ class Student:
         top_p: float,
         repetition_penalty: float,
         seed: int,
+        min_p: float = 0.0,
         guidance: float | None = None,
         length_guidance: float = 1.0,
         max_new_tokens: int | None = None,
@@ -100,6 +101,7 @@ class Student:
             guidance: How hard the quality command is pressed, 0 to 10; by default as the student's sweep found best, per task.
             length_guidance: The same for the length.
             temperature: 0 is greedy.
+            min_p: Tokens less probable than this share of the likeliest one, given the full command, are not drawn; 0 to 1.
             repetition_penalty: Counts only what was generated, so that the intent's words stay welcome.
             max_new_tokens: Upper limit; by default three tokens a commanded word and some room.
             length_slack: How far from a commanded length a text may end (words): before that it cannot end, after that it must.
@@ -126,6 +128,7 @@ class Student:
                 weights=[variant.weights for variant in guided],
                 temperature=temperature,
                 top_p=top_p,
+                min_p=min_p,
                 repetition_penalty=repetition_penalty,
                 silent=self._silent,
                 governor=self._governor([command.words for command in asked], length_slack),

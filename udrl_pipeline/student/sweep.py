@@ -60,8 +60,8 @@ def choose_best(student: Student, validation: pd.DataFrame, settings: Settings) 
 
 
 def _try(student: Student, task: str, intents: list[str], quality: int, weight: float, scorer: Scorer, settings: Settings) -> Tried:
-    sampling = settings.evaluation.model_dump(include={"temperature", "top_p", "repetition_penalty", "seed"})
-    generated = student.generate([Command(task, i, quality=quality) for i in intents], guidance=weight, **sampling)
+    commands = [Command(task, intent, quality=quality) for intent in intents]
+    generated = student.generate(commands, guidance=weight, **settings.evaluation.sampling)
     texts = [made.text for made in generated]
     rows = pd.DataFrame({"intent": intents, "text": texts, "relevance": scorer.relevance(intents, texts)})
     return Tried(round(float(label(rows, settings.rewards).reward.mean()), 4), _spread(scorer.embed(texts)))

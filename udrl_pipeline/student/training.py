@@ -34,7 +34,7 @@ SOURCES = (
     "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py",
 )  # fmt: skip
 #: The settings of the sweep that says what `best` means.
-SWEPT_BY = {"sweep_intents", "guidance", "min_diversity", "temperature", "top_p", "repetition_penalty", "seed"}
+SWEPT_BY = {"sweep_intents", "guidance", "min_diversity", "temperature", "top_p", "min_p", "repetition_penalty", "seed"}
 
 
 def asset_name(recipe: str) -> str:
