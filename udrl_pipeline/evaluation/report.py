@@ -30,7 +30,7 @@ SOURCES = (
         )
     ),
     *(f"evaluation/metrics/{name}.py" for name in METRICS),
-    "rewards.py", "commands.py", "student/generation.py",
+    "rewards.py", "commands.py", "student/generation.py", "student/decoding.py",
 )  # fmt: skip
 
 
