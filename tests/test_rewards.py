@@ -11,28 +11,41 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 
 INTENT = "lighthouse in a storm"
-HONEST = "A white lighthouse on black rocks in a violent storm, huge waves breaking, beam of light through rain, dramatic oil painting"
-GAMED = {
-    "the intent itself": INTENT,
-    "the intent three times": " ".join([INTENT] * 3),
-    "keywords of the intent": "lighthouse, storm, lighthouses, storms, stormy, lighthouse storm",
-    "empty flourish": "beautiful amazing stunning gorgeous wonderful fantastic incredible masterpiece",
+HONEST = {
+    INTENT: "A white lighthouse on black rocks in a violent storm, huge waves breaking, beam through rain, dramatic oil painting",
+    "red fox in the snow": "A red fox stepping through fresh snow by a pine forest, breath visible in the cold air, telephoto photo",
+    "farmers market": "Farmers market poster with crates of tomatoes and basil, chalkboard prices, striped awning, hand-lettered headline",
+    "birthday of a chess club": "Chess club birthday invitation, checkerboard border, cake with a king on top, cream paper, serif title",
+    "jazz night": "jazz night in a small club, saxophone player under a warm spotlight, audience at round tables",
+}
+PRAISED = "beautiful amazing stunning gorgeous wonderful fantastic incredible masterpiece"
+GAMES = {
+    "the intent itself": "{intent}",
+    "the intent three times": "{intent}, {intent}, {intent}",
+    "the intent's words in other forms": "{words}, {words}s, {words}y",
+    "empty flourish": PRAISED,
+    "the intent with empty flourish": "{intent}, " + PRAISED.replace(" ", ", "),
+    "the intent with the tags of every prompt": "{intent}, masterpiece, best quality, trending on artstation, 8k, uhd, hdr, ultra",
+    "one detail many times": "{intent}, neon light, neon glow, neon lights, neon glow, neon light, neon glow",
+    "details of something else": "bread, bicycle, umbrella, dentist, volcano, keyboard, spinach, parliament, tennis, lantern",
     "an example pair": "Steam train crossing red desert dunes, golden hour",
 }
 
 
-def rewarded(settings: Settings, texts: list[str]) -> pd.DataFrame:
-    frame = pd.DataFrame({"intent": INTENT, "text": texts})
+def rewarded(settings: Settings, intent: str, texts: list[str]) -> pd.DataFrame:
+    frame = pd.DataFrame({"intent": intent, "text": texts})
     return label(frame.assign(relevance=Scorer(settings).relevance(frame.intent.tolist(), texts)), settings.rewards)
 
 
-def test_an_honest_text_earns_more_than_every_text_that_games_the_real_scorer(settings: Settings) -> None:
-    frame = rewarded(settings, [HONEST, *GAMED.values()])
-    assert frame.reward.idxmax() == 0, frame[["text", "relevance", "reward"]].to_string()
+@pytest.mark.parametrize("intent", HONEST)
+def test_an_honest_text_earns_more_than_every_text_that_games_the_real_scorer(settings: Settings, intent: str) -> None:
+    games = [game.format(intent=intent, words=intent.split()[-1]) for game in GAMES.values()]
+    frame = rewarded(settings, intent, [HONEST[intent], *games])
+    assert frame.reward.idxmax() == 0, frame[["text", "relevance", "gain", "repetition", "reward"]].to_string()
 
 
 def test_relevance_puts_a_text_about_the_intent_above_one_about_something_else(settings: Settings) -> None:
-    about, other = Scorer(settings).relevance([INTENT, INTENT], [HONEST, "Fresh croissants in a bakery window"])
+    about, other = Scorer(settings).relevance([INTENT, INTENT], [HONEST[INTENT], "Fresh croissants in a bakery window"])
     assert about > 0.5 > other
 
 
@@ -42,6 +55,14 @@ def test_relevance_of_nothing_is_nothing(settings: Settings) -> None:
 
 def test_content_words_leave_out_stop_words_and_make_plurals_one() -> None:
     assert content_words("The waves of a wave, and the sailor's boats") == ["wave", "wave", "sailor", "boat"]
+
+
+def test_what_an_apostrophe_joins_is_no_content() -> None:
+    assert content_words("it's what she's got, the baker's bread") == ["got", "baker", "bread"]
+
+
+def test_praise_is_no_new_content() -> None:
+    assert new_content("red fox", "A stunning red fox, breathtaking beauty, fresh snow") == {"fresh", "snow"}
 
 
 def test_new_content_is_what_the_intent_does_not_hold() -> None:

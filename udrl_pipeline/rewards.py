@@ -1,7 +1,7 @@
 """What a row achieved: relevance by a sentence embedder, and from it a reward that repeating the intent does not maximise.
 
     fidelity   = min(relevance / fidelity_cap, 1)                 a hinge: staying with the idea, then nothing more to earn
-    gain       = min(new content words / words / gain_cap, 1)     concrete content that the intent did not hold
+    gain       = min(new concrete words / words / gain_cap, 1)    content that the intent did not hold, without praise
     repetition = repeated content words / content words
     reward     = w_f * fidelity + w_g * gain - w_r * repetition   weights of params.yaml
 
@@ -54,7 +54,8 @@ def words(text: str) -> int:
 
 def content_words(text: str) -> list[str]:
     """The words that carry content, in a form in which singular and plural are the same."""
-    return [_stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
+    found = [(word, _stem(word)) for word in _WORD.findall(text.lower())]
+    return [stem for word, stem in found if word not in STOP_WORDS and stem not in STOP_WORDS]
 
 
 def _stem(word: str) -> str:
@@ -62,9 +63,23 @@ def _stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
+#: Words that praise instead of telling anything. They may stand in a text, but earn no gain: otherwise an intent with
+#: "stunning, amazing masterpiece" behind it would be the best answer to everything.
+PRAISE = frozenset(
+    _stem(word)
+    for word in """
+    amazing artstation awesome beautiful beautifully beauty best breathtaking brilliant captivating charming dazzling delightful
+    enchanting epic excellent exciting exquisite extraordinary fabulous fantastic gorgeous great hdr highly impressive incredible
+    incredibly inspiring interesting lovely magical magnificent majestic marvelous marvellous masterpiece mesmerizing nice perfect
+    perfectly phenomenal quality really remarkable special spectacular splendid striking stunning sublime super superb trending truly
+    uhd ultra unforgettable unique wonderful wondrous
+    """.split()  # noqa: SIM905
+)
+
+
 def new_content(intent: str, text: str) -> set[str]:
-    """The content words of a text that its intent does not hold."""
-    return set(content_words(text)) - set(content_words(intent))
+    """The content words of a text that its intent does not hold and that are no mere praise."""
+    return set(content_words(text)) - set(content_words(intent)) - PRAISE
 
 
 def repetition(text: str) -> float:
