@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from test_commands import SPACE
 from test_student_initialise import TEXTS, TINY
@@ -18,11 +19,12 @@ GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0
 ASKED = Command("search", "red fox", words=9, quality=4)
 
 
+LEVELS = torch.rand(20_000, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
 @pytest.fixture
 def student(load: Callable[..., Settings]) -> Student:
     """An untrained student whose logits differ enough for greedy answers to differ."""
-    import torch
-
     start = initialise(load({**TINY, "student.init_from": "scratch"}), SPACE, TEXTS)
     with torch.no_grad():
         for parameter in start.model.parameters():
@@ -31,8 +33,6 @@ def student(load: Callable[..., Settings]) -> Student:
 
 
 def first_logits(student: Student, command: Command) -> Any:
-    import torch
-
     with torch.inference_mode():
         return student.model(**student.tokenizer(render_prompt(command), add_special_tokens=False, return_tensors="pt")).logits[0, -1]
 
@@ -89,8 +89,6 @@ def test_a_weight_out_of_range_is_a_typed_error(student: Student, weight: float)
     ],
 )
 def test_a_text_cannot_end_early_nor_go_on_for_long(written: list[int], possible: list[str]) -> None:
-    import torch
-
     tokens = {"end": 0, "begins": 1, "goes on": 2}
     governor = Governor(torch.tensor([False, True, False]), tokens["end"], [6, None], slack=2)
     governed, free = governor(torch.tensor([written, written]), torch.zeros(2, 3))
@@ -99,11 +97,9 @@ def test_a_text_cannot_end_early_nor_go_on_for_long(written: list[int], possible
 
 
 def test_no_run_of_three_tokens_is_written_twice() -> None:
-    import torch
-
     decoding = Decoding(
         prompt_tokens=2, weights=[], temperature=0.0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, silent=[], governor=None,
-        generator=torch.Generator(),
+        levels=LEVELS,
     )  # fmt: skip
     liked = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
     assert decoding(torch.tensor([[1, 1, 2, 3, 1, 2, 3]]), liked).isinf().tolist() == [[False, True, False, False]]
@@ -111,23 +107,19 @@ def test_no_run_of_three_tokens_is_written_twice() -> None:
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
-    import torch
-
     probabilities = torch.tensor([0.5, 0.3, 0.2])
     decoding = Decoding(
         prompt_tokens=1, weights=[], temperature=1.0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, silent=[], governor=None,
-        generator=torch.Generator().manual_seed(3),
+        levels=LEVELS,
     )  # fmt: skip
     drawn = decoding(torch.zeros(20_000, 1, dtype=torch.long), probabilities.log().repeat(20_000, 1)).argmax(dim=1)
     assert (drawn.bincount() / len(drawn)).tolist() == pytest.approx(probabilities.tolist(), abs=0.015)
 
 
 def test_a_row_and_its_variants_draw_the_same_token() -> None:
-    import torch
-
     decoding = Decoding(
         prompt_tokens=1, weights=[[1.0] * 50], temperature=1.0, top_p=0.9, min_p=0.0, repetition_penalty=1.1, silent=[0], governor=None,
-        generator=torch.Generator().manual_seed(3),
+        levels=LEVELS[:50],
     )  # fmt: skip
     drawn = decoding(torch.ones(100, 1, dtype=torch.long), torch.randn(100, 30)).argmax(dim=1)
     assert drawn[:50].tolist() == drawn[50:].tolist()
@@ -135,26 +127,37 @@ def test_a_row_and_its_variants_draw_the_same_token() -> None:
 
 
 def test_guidance_cannot_lift_what_the_full_command_finds_implausible() -> None:
-    import torch
-
     full, without = torch.tensor([[0.6, 0.36, 0.04]]).log(), torch.tensor([[0.7, 0.299, 0.001]]).log()
     drawn = {}
     for min_p in (0.0, 0.1, 0.7):
         decoding = Decoding(
             prompt_tokens=1, weights=[[2.0]], temperature=0.0, top_p=1.0, min_p=min_p, repetition_penalty=1.0, silent=[],
-            governor=None, generator=torch.Generator(),
+            governor=None, levels=LEVELS,
         )  # fmt: skip
         drawn[min_p] = int(decoding(torch.zeros(2, 1, dtype=torch.long), torch.cat([full, without]))[0].argmax())
     assert drawn == {0.0: 2, 0.1: 1, 0.7: 0}
 
 
 def test_plausible_is_what_is_probable_among_the_tokens_that_may_follow() -> None:
-    import torch
-
     decoding = Decoding(
         prompt_tokens=1, weights=[], temperature=0.0, top_p=1.0, min_p=0.5, repetition_penalty=1.0, silent=[0], governor=None,
-        generator=torch.Generator(),
+        levels=LEVELS,
     )  # fmt: skip
     assert decoding(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[9.0, 2.0, 1.5, 1.0]])).isfinite().tolist() == [
         [False, True, True, False]
     ]
+
+
+def test_a_text_is_drawn_the_same_whatever_is_asked_beside_it(student: Student) -> None:
+    commands = [ASKED, Command("image", "tea", quality=2), Command("search", "tea"), ASKED]
+    drawn = {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.0, "seed": 5, "max_new_tokens": 12}
+    together = [made.text for made in student.generate(commands, **drawn)]
+    assert together[:3] == [student.generate([command], **drawn)[0].text for command in commands[:3]]
+    assert together[3] != together[0], "a command that is given twice is answered twice"
+    assert together == [made.text for made in student.generate(commands, **drawn, batch_rows=1)]
+
+
+def test_qualities_are_compared_on_the_same_draws(student: Student) -> None:
+    drawn = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 5, "max_new_tokens": 12, "guidance": 0.0}
+    texts = [made.text for made in student.generate([Command("search", "tea", quality=q) for q in (None, 1, 5)], **drawn)]
+    assert len(set(texts)) == 1, "with guidance 0 the quality says nothing, and only the draws could differ"

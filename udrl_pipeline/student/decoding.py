@@ -65,7 +65,10 @@ class Decoding:
     """A logits processor that draws the token itself: it leaves one token possible per row, the same for a row and its variants.
 
     Rows come variant by variant: the full commands, then each variant of them. Drawing here rather than in `generate` keeps the
-    variants of a row together.
+    variants of a row together, and makes a text independent of those beside it: each row brings its own random numbers.
+
+    Args:
+        levels: For each row and step a number drawn evenly from [0, 1); float64, shape [rows, most steps].
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Decoding:
         repetition_penalty: float,
         silent: Sequence[int],
         governor: "Governor | None",
-        generator: Any,
+        levels: Any,
     ) -> None:
         import torch
         from transformers import (
@@ -90,8 +93,8 @@ class Decoding:
             TopPLogitsWarper,
         )
 
-        self._prompt, self._silent, self._governor, self._generator = prompt_tokens, list(silent), governor, generator
-        self._weights = [torch.tensor(of_variant, device=generator.device)[:, None] for of_variant in weights]
+        self._prompt, self._silent, self._governor, self._levels = prompt_tokens, list(silent), governor, levels
+        self._weights = [torch.tensor(of_variant, device=levels.device)[:, None] for of_variant in weights]
         self._random, self._min_p = temperature > 0, min_p
         # only what was generated counts as repeated: the words of the intent stay welcome
         self._before = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=prompt_tokens)])
@@ -107,17 +110,16 @@ class Decoding:
         drawn = self._before(ids, guided).masked_fill(~self._possible(ids, full), -torch.inf)
         drawn = self._after(ids, drawn)
         if self._random:
-            drawn = self._draw(drawn)
+            drawn = self._draw(drawn, self._levels[:, ids.shape[1] - self._prompt, None])
         return drawn.repeat(len(parts), 1)
 
-    def _draw(self, scores: Any) -> Any:
-        """Leave one token per row possible, each as often as it is probable: the first at which the running sum of the
-        probabilities exceeds a number drawn for the row. Noise for every token of the vocabulary would take ten times as long."""
+    @staticmethod
+    def _draw(scores: Any, levels: Any) -> Any:
+        """Leave one token per row possible: the first at which the running sum of the probabilities exceeds the row's level."""
         import torch
 
         summed = scores.softmax(dim=1).cumsum(dim=1, dtype=torch.float64)
-        level = torch.rand(len(scores), 1, generator=self._generator, dtype=torch.float64, device=scores.device) * summed[:, -1:]
-        token = torch.searchsorted(summed, level, right=True)
+        token = torch.searchsorted(summed, levels * summed[:, -1:], right=True)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
     def _possible(self, ids: Any, full: Any) -> Any:

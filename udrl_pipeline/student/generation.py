@@ -1,8 +1,9 @@
 """Ask a trained student: commands in, texts out. Works from the folder alone."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from udrl_pipeline.commands import Command, CommandSpace, render_prompt
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.rewards import words
 from udrl_pipeline.student.decoding import Decoding, Governor, Guidance, variants
+from udrl_pipeline.versioning import content_hash
 
 #: How far from a commanded length a text may end (words). The student aims; this keeps it from missing by more.
 LENGTH_SLACK = 2
@@ -100,6 +102,9 @@ class Student:
     ) -> list[Generated]:
         """One text per command, in order. The same seed, commands and machine give the same texts.
 
+        What is drawn for a text depends on the seed, its task and intent, and how often the same command stood before it: not on
+        the texts beside it, and not on length, quality or guidance, so that these can be compared on the same draws.
+
         Args:
             guidance: How hard the quality command is pressed, 0 to 10; by default as the student's sweep found best, per task.
             length_guidance: The same for the length.
@@ -118,7 +123,7 @@ class Student:
         clamped = [self._clamp(command) for command in commands]
         room = [max_new_tokens or _room(command) for command, _ in clamped]
         order = sorted(range(len(commands)), key=lambda i: (room[i], len(commands[i].intent)))
-        generator = torch.Generator(self.model.device).manual_seed(seed)
+        streams = _streams([command for command, _ in clamped], seed)
         outputs: dict[int, list[int]] = {}
         for start in range(0, len(order), batch_rows):
             batch = order[start : start + batch_rows]
@@ -135,7 +140,7 @@ class Student:
                 repetition_penalty=repetition_penalty,
                 silent=self._silent,
                 governor=self._governor([command.words for command in asked], length_slack),
-                generator=generator,
+                levels=torch.stack([streams[i](max(room[i] for i in batch)) for i in batch]).to(self.model.device),
             )
             written = self._write(prompts, decoding, max(room[i] for i in batch))[: len(batch)]
             outputs |= {i: ids[: room[i]] for i, ids in zip(batch, written, strict=True)}
@@ -182,6 +187,23 @@ class Student:
         text = " ".join(self.tokenizer.decode(ids[:end], skip_special_tokens=True).split())
         tokens = len(ids) if end is None else end + 1
         return Generated(command, guidance, text, words(text), tokens, end is not None, tuple(warnings))
+
+
+def _streams(commands: Sequence[Command], seed: int) -> list[Callable[[int], Any]]:
+    """For each command its random numbers: a function of how many are wanted, to a float64 tensor."""
+    before: Counter[Command] = Counter()
+    keys = []
+    for command in commands:
+        keys.append(int(content_hash([seed, command.task, command.intent, before[command]]), 16))
+        before[command] += 1
+    return [partial(_numbers, key) for key in keys]
+
+
+def _numbers(key: int, count: int) -> Any:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).random(count))
 
 
 def _room(command: Command) -> int:
