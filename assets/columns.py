@@ -55,3 +55,9 @@ LABELED_DATASET = _schema(
     ("reward", "float", "fidelity and gain minus repetition, weighted"),
     ("quality", "int", "the task's quantile bin of the reward, 1 to K"),
 )
+
+EXPLORED_ROWS = {
+    "dagster/column_schema": dg.TableSchema(
+        [*LABELED_DATASET["dagster/column_schema"].columns, dg.TableColumn("round", "int", "0: the teacher's; n: written in round n")]
+    )
+}

@@ -4,6 +4,7 @@ import dagster as dg
 
 from assets import jobs
 from assets.evaluation_report import evaluation_report
+from assets.explored_rows import explored_rows
 from assets.intents import intents
 from assets.labeled_dataset import labeled_dataset
 from assets.store import Store
@@ -11,7 +12,7 @@ from assets.student import students
 from assets.teacher_corpus import teacher_corpus
 
 defs = dg.Definitions(
-    assets=[intents, teacher_corpus, labeled_dataset, *students, evaluation_report],
+    assets=[intents, teacher_corpus, labeled_dataset, *students, explored_rows, evaluation_report],
     resources={"store": Store()},
     jobs=[jobs.refresh_data, jobs.retrain, jobs.retrain_all],
     schedules=[jobs.daily_retraining],

@@ -6,6 +6,7 @@ from functools import partial
 import dagster as dg
 
 from assets.evaluation_report import evaluation_report
+from assets.explored_rows import explored_rows
 from assets.intents import intents
 from assets.labeled_dataset import labeled_dataset
 from assets.store import Store
@@ -33,7 +34,9 @@ BUILDS: list[Callable[[Workspace], Version]] = [
 
 refresh_data = dg.define_asset_job("refresh_data", DATA, description="Intents, teacher corpus and labelled dataset")
 retrain = dg.define_asset_job("retrain", DEFAULT, description="What `udrl run` does: data, the udrl student and the report")
-retrain_all = dg.define_asset_job("retrain_all", [*DATA, *students, evaluation_report], description="All recipes, and the report on them")
+retrain_all = dg.define_asset_job(
+    "retrain_all", [*DATA, *students, explored_rows, evaluation_report], description="All recipes, and the report on them"
+)
 
 
 @dg.schedule(job=retrain, cron_schedule=load().schedule, execution_timezone="UTC")

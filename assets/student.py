@@ -6,7 +6,6 @@ from typing import Any
 
 import dagster as dg
 
-from assets.labeled_dataset import labeled_dataset
 from assets.plots import loss_curve
 from assets.results import Results, results
 from assets.store import OWNERS, POOL, Store
@@ -20,12 +19,12 @@ def student(recipe: Recipe) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=["student", recipe.name],
-        description=f"A small model trained on the labelled dataset. {recipe.description}.",
+        description=f"A small model, trained on {recipe.data}. {recipe.description}.",
         kinds={"pytorch", "huggingface"},
         group_name="students",
         owners=OWNERS,
         code_version=code_version(training.SOURCES),
-        deps=[labeled_dataset],
+        deps=[dg.AssetKey(recipe.data)],
         output_required=False,
         pool=POOL,
     )

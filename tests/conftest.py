@@ -121,11 +121,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def params(tmp_path: Path) -> Path:
     """A params.yaml of one's own: the project's, with few intents and small chunks."""
+    return small_params(tmp_path)
+
+
+def small_params(folder: Path) -> Path:
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     for key, value in SMALL.items():
         section, name = key.split(".")
         values[section][name] = value
-    file = tmp_path / "params.yaml"
+    file = folder / "params.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     return file
 

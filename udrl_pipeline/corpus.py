@@ -6,10 +6,11 @@ append-only. Generation fills only the keys that are missing, in chunks that are
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import duckdb
 import pandas as pd
@@ -120,9 +121,9 @@ def build(workspace: Workspace) -> Version:
                 remedy="run `udrl run --select intents` first",
             )
         planned = plan(intents, workspace.tasks, settings, source)
-        missing = _missing(workspace, planned)
+        missing = missing_rows(workspace, planned)
         imported = _import_recorded(workspace, missing) if settings.teacher.recorded and missing else 0
-        missing = _missing(workspace, missing) if imported else missing
+        missing = missing_rows(workspace, missing) if imported else missing
         refused, work = _generate(workspace, missing, source)
         return _publish(
             workspace, planned, refused, fingerprint=fingerprint, code_version=code, params=params, parents=parents,
@@ -130,7 +131,18 @@ def build(workspace: Workspace) -> Version:
         )  # fmt: skip
 
 
-def _missing(workspace: Workspace, planned: list[PlannedRow]) -> list[PlannedRow]:
+class _Keyed(Protocol):
+    """Something that a row is planned for."""
+
+    @property
+    def row_key(self) -> str: ...
+
+
+Planned = TypeVar("Planned", bound=_Keyed)
+
+
+def missing_rows(workspace: Workspace, planned: Sequence[Planned]) -> list[Planned]:
+    """The planned rows that nobody has written yet."""
     with workspace.database.reader() as connection:
         have = {key for (key,) in connection.execute("SELECT row_key FROM rows").fetchall()}
     return [row for row in planned if row.row_key not in have]
@@ -218,7 +230,7 @@ def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> t
                     else:
                         tokens += reply.tokens
                         rows.append(_record(workspace, row, reply, engine.name, engine.version, source))
-                _commit(workspace, rows)
+                commit_rows(workspace, rows)
                 size = next_chunk(size, time.monotonic() - began, settings.teacher.chunk_rows)
                 bar.update(len(chunk))
                 done += len(chunk)
@@ -251,7 +263,8 @@ def _record(workspace: Workspace, row: PlannedRow, reply: Reply, engine: str, ve
     )  # fmt: skip
 
 
-def _commit(workspace: Workspace, rows: list[tuple[Any, ...]]) -> None:
+def commit_rows(workspace: Workspace, rows: list[tuple[Any, ...]]) -> None:
+    """Write rows (columns as in `COLUMNS`); a key that is already there keeps its row."""
     if not rows:
         return
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -263,9 +276,7 @@ def _commit(workspace: Workspace, rows: list[tuple[Any, ...]]) -> None:
 def _publish(
     workspace: Workspace, planned: list[PlannedRow], refused: list[Quarantined], *, facts: dict[str, Any], **record: Any
 ) -> Version:
-    with workspace.database.reader() as connection:
-        connection.register("planned", pd.DataFrame({"row_key": [row.row_key for row in planned]}))
-        frame = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM rows JOIN planned USING (row_key) ORDER BY row_key").df()
+    frame = find_rows(workspace, [row.row_key for row in planned])
     if frame.empty:
         raise TeacherError(
             f"the teacher refused all of its {len(refused)} rows; the first one: {refused[0].detail}",
@@ -293,6 +304,13 @@ def _publish(
         write=lambda folder: frame.to_parquet(folder / "rows.parquet", compression="zstd", index=False),
         **record,
     )
+
+
+def find_rows(workspace: Workspace, keys: Sequence[str]) -> pd.DataFrame:
+    """The rows of these keys, as far as they have been written, in the order of their keys. Columns as in `COLUMNS`."""
+    with workspace.database.reader() as connection:
+        connection.register("planned", pd.DataFrame({"row_key": keys}))
+        return connection.execute(f"SELECT {', '.join(COLUMNS)} FROM rows JOIN planned USING (row_key) ORDER BY row_key").df()
 
 
 def read_rows(workspace: Workspace, version: str) -> pd.DataFrame:

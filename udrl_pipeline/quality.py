@@ -54,9 +54,12 @@ EXPECTATIONS = ROW_EXPECTATIONS + VERSION_EXPECTATIONS
 MARKER = r"(?i)(?:^|[\n.;] *)(?:prompt|idea|words|query|description|assistant|user|system) *:"
 
 
-def examine(frame: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
-    """Add the columns that row expectations look at. `frame` has row_key, task, intent, intent_key, text, finish_reason."""
-    frame = frame.sort_values("row_key", ignore_index=True)  # of two rows that say the same, the smaller key stays
+def examine(frame: pd.DataFrame, tasks: Mapping[str, Task], first: str | None = None) -> pd.DataFrame:
+    """Add the columns that row expectations look at. `frame` has row_key, task, intent, intent_key, text, finish_reason.
+
+    Of two rows that say the same one stays: that with the smaller value in the column `first`, if given; then the smaller key.
+    """
+    frame = frame.sort_values([*filter(None, [first]), "row_key"], ignore_index=True)
     return frame.assign(
         words=frame.text.map(words),
         latin=frame.text.map(_latin_share),

@@ -179,6 +179,15 @@ class StudentSettings(_Settings):
     save_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints")
 
 
+class RoundsSettings(_Settings):
+    """Rounds of exploring: what `explored_rows` samples, and how `student/udrl-rounds` learns from it."""
+
+    number: int = Field(1, ge=1, le=100, description="The round: 1 samples student/udrl, 2 the student of round 1, and so on")
+    intents: int = Field(1200, ge=1, description="Training intents per task that a round samples, each round others")
+    samples: int = Field(1, ge=1, le=100, description="Texts per intent and task")
+    epochs: float = Field(0.25, gt=0, description="Passes over the pool of a round's training, which starts from the sampled student")
+
+
 class LlmComparator(_Settings):
     """Another model to compare with: any engine and model; one that cannot be loaded is shown as `not measured`."""
 
@@ -238,6 +247,7 @@ class Settings(_Settings):
     quality: QualitySettings = QualitySettings()
     commands: CommandSettings = CommandSettings()
     student: StudentSettings = StudentSettings()
+    rounds: RoundsSettings = RoundsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     schedule: str = Field("0 3 * * *", description="Cron of the retraining schedule (UTC); the schedule is off by default")
 

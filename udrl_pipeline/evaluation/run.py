@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from udrl_pipeline import exploration
 from udrl_pipeline.commands import CommandSpace
 from udrl_pipeline.evaluation import calibration, measure
 from udrl_pipeline.evaluation.claims import Base, judge_claims
@@ -19,6 +20,7 @@ from udrl_pipeline.evaluation.headline import headline
 from udrl_pipeline.evaluation.held_out import HeldOut, held_out
 from udrl_pipeline.evaluation.latency import Latency, machine
 from udrl_pipeline.evaluation.measure import System
+from udrl_pipeline.evaluation.rounds import rounds
 from udrl_pipeline.evaluation.statistics import Bootstrap, Interval, median, ratio_of_medians
 from udrl_pipeline.evaluation.systems import (
     Progress,
@@ -37,6 +39,7 @@ from udrl_pipeline.rewards import Scorer
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student.generation import Student
+from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import content_hash
 
 logger = logging.getLogger(__name__)
@@ -113,6 +116,7 @@ def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: M
                 for recipe, student in students.items()
                 if student.commanded
             },
+            "rounds": rounds(workspace, versions),
             "quality": _calibrate(samples, "quality", students, partial(calibration.quality, grid=grid, bootstrap=bootstrap)),
             "length": _calibrate(samples, "length", students, partial(calibration.length, grid=grid, bootstrap=bootstrap)),
             "agreement": calibration.agreement(samples),
@@ -179,11 +183,14 @@ def _compare(
     texts: Mapping[str, SystemTexts], grid: Grid, bootstrap: Bootstrap, comparators: Sequence[str], main: str
 ) -> dict[str, dict[str, dict[str, dict[str, Interval]]]]:
     """Every student against the teacher, its kept rows and each comparator, and the main one against every other student too;
-    every comparator against the teacher."""
+    a student of rounds against the main one, from which it came; every comparator against the teacher."""
     given = ["teacher", "teacher_kept", *comparators]
     students = [key for key in texts if key not in given]
     bases = {key: ["teacher"] if key in comparators else given for key in [*students, *comparators]}
     bases[main] = [*given, *(key for key in students if key != main)]
+    for key in students:
+        if key != main and key in RECIPES and RECIPES[key].data == exploration.ASSET:
+            bases[key] = [*given, main]
     return {
         key: {base: comparison(texts[key], texts[base], grid, bootstrap) for base in bases[key] if base in texts and base != key}
         for key in texts

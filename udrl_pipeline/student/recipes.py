@@ -1,10 +1,13 @@
-"""How a student is trained. All recipes see the same dataset with the same budget of sequences; a new one is one entry."""
+"""How a student is trained. A new recipe is one entry. Recipes on the labelled dataset have the same budget of sequences;
+`udrl-rounds` goes on from a student of another recipe, with a budget of its own (`rounds.epochs`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
+from udrl_pipeline import dataset, exploration
 
 
 def evenly(rows: pd.DataFrame) -> pd.Series:
@@ -31,12 +34,14 @@ class Recipe:
 
     Attributes:
         commanded: Whether the length and quality that a row achieved are part of its prompt.
+        data: The asset that holds its training rows.
         weigh: How often each training row is seen, relative to the others; rows have task, quality and reward.
     """
 
     name: str
     description: str
     commanded: bool
+    data: str = dataset.ASSET
     weigh: Callable[[pd.DataFrame], pd.Series] = evenly
 
 
@@ -47,5 +52,6 @@ RECIPES = {
         Recipe("sft", "Supervised fine-tuning: every row, commanded with the task alone", commanded=False),
         Recipe("sft-top", "Supervised fine-tuning on the rows of the highest quality alone", commanded=False, weigh=best_only),
         Recipe("reward-weighted", "Supervised fine-tuning in which a row counts by its reward", commanded=False, weigh=by_reward),
+        Recipe("udrl-rounds", "Upside-down RL, continued on what the student before wrote itself", commanded=True, data=exploration.ASSET),
     )
 }

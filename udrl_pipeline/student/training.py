@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from udrl_pipeline import dataset
+from udrl_pipeline import dataset, exploration
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.models import digest_of
@@ -51,17 +51,23 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
     started, settings, recipe = time.monotonic(), workspace.settings, find_recipe(recipe_name)
     asset, code = asset_name(recipe.name), code_version(SOURCES)
     params = _params(settings, recipe)
-    parents = workspace.parents(dataset.ASSET)
+    parents = workspace.parents(recipe.data)
     fingerprint = workspace.fingerprint(asset, code, params, parents)
     with workspace.lock(asset):
         if made := workspace.reuse(asset, fingerprint):
             return made
-        rows = dataset.read_dataset(workspace, parents[dataset.ASSET])
-        previous = _warm_start(workspace, asset, code, params, rows)
+        data = workspace.find(recipe.data, parents[recipe.data])
+        assert data is not None, f"{parents[recipe.data]} was read from the ledger"
+        explored = recipe.data == exploration.ASSET
+        read = exploration.read_pool if explored else dataset.read_dataset
+        rows = read(workspace, data.version)
+        previous = _sampled_student(workspace, data) if explored else _warm_start(workspace, asset, code, params, rows)
         if previous:
-            parents |= {asset: previous.version}
+            parents |= {previous.asset: previous.version}
         scratch = workspace.scratch_folder(asset, fingerprint)
-        facts, work = _train(workspace, recipe, rows, previous, scratch)
+        facts, work = _train(workspace, recipe, rows, data.facts["edges"], previous, scratch)
+        if explored:
+            facts |= {"round": data.facts["round"]}
         result = scratch / "result"
         made = workspace.record(
             asset,
@@ -105,6 +111,7 @@ def _params(settings: Settings, recipe: Recipe) -> dict[str, Any]:
         "student": settings.student.model_dump(mode="json", exclude={"save_every"}),
         "commands": settings.commands.model_dump(mode="json"),
         "sweep": settings.evaluation.model_dump(mode="json", include=SWEPT_BY),
+        **({"epochs": settings.rounds.epochs} if recipe.data == exploration.ASSET else {}),
     }
 
 
@@ -129,15 +136,28 @@ def _warm_start(workspace: Workspace, asset: str, code: str, params: dict[str, A
     return current if old <= set(rows.row_key) else None
 
 
+def _sampled_student(workspace: Workspace, pool: Version) -> Version:
+    """The student that wrote a pool's newest texts: the next one goes on from there."""
+    asset, version = pool.facts["sampled_from"].split("@")
+    found = workspace.find(asset, version)
+    assert found is not None, f"{asset} {version} is a parent of the pool"
+    workspace.check_files(asset, version)
+    return found
+
+
+def _passes(settings: Settings, recipe: Recipe, previous: Version | None) -> float:
+    if recipe.data == exploration.ASSET:
+        return settings.rounds.epochs
+    return settings.student.warm_epochs if previous else settings.student.epochs
+
+
 def _train(
-    workspace: Workspace, recipe: Recipe, rows: pd.DataFrame, previous: Version | None, scratch: Path
+    workspace: Workspace, recipe: Recipe, rows: pd.DataFrame, edges: dict[str, list[float]], previous: Version | None, scratch: Path
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Train in `scratch`, leaving the student's files in `scratch/result`. Returns facts and the work done."""
     settings = workspace.settings
     train, validation = rows[rows.split == "train"], rows[rows.split == "validation"]
-    edges = workspace.find(dataset.ASSET, workspace.parents(dataset.ASSET)[dataset.ASSET])
-    assert edges is not None
-    space = CommandSpace.measure(train, edges.facts["edges"], settings.commands)
+    space = CommandSpace.measure(train, edges, settings.commands)
     if previous:
         folder = workspace.version_folder(previous.asset, previous.version)
         start = from_folder(folder, space, {"init_from": "previous", "version": previous.version})
@@ -145,7 +165,7 @@ def _train(
         start = initialise(settings, space, sorted({*train.intent, *train.text}))
     options = settings.student
     sequences = training_order(
-        train, space, recipe, start.tokenizer, passes=options.warm_epochs if previous else options.epochs,
+        train, space, recipe, start.tokenizer, passes=_passes(settings, recipe, previous),
         batch_rows=options.batch_rows, dropout=settings.commands.dropout, seed=options.seed, max_tokens=options.max_tokens,
     )  # fmt: skip
     if options.max_steps:
