@@ -217,6 +217,9 @@ class EvaluationSettings(_Settings):
     repetition_penalty: float = Field(1.1, ge=1, le=2)
     seed: int = Field(5, ge=0, description="Seed of the students' sampling and of the bootstrap")
     judge_rows: int = Field(40, ge=2, description="Texts per system and task that the second judge reads")
+    rubric_judge: LlmComparator | None = Field(
+        None, description="A chat model that compares texts with the teacher's by a rubric, as many as `judge_rows`; none: not measured"
+    )
     bootstrap: int = Field(2000, ge=100, description="Draws of the intents behind each 95% interval")
     latency_repeats: int = Field(8, ge=2, description="Single requests timed per model")
     latency_tokens: int = Field(32, ge=1, description="New tokens of each timed request, the same for every model")

@@ -10,7 +10,7 @@ from udrl_pipeline.evaluation.metrics import load_metric
 from udrl_pipeline.evaluation.statistics import DIGITS, Bootstrap
 
 #: Columns of the samples in which a judge says how good a text is.
-JUDGES = ("relevance", "information", "retrieval")
+JUDGES = ("relevance", "information", "retrieval", "preferred")
 
 
 def quality(rows: pd.DataFrame, grid: Grid, bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
@@ -92,10 +92,11 @@ def agreement(samples: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """How much the judges agree on which texts are better: Spearman's rank correlation over the texts that all of them read.
 
     Returns:
-        {judge: {other judge: correlation}}; None where nothing was judged.
+        {judge: {other judge: correlation}} of the judges that could be had; None where one does not vary.
     """
-    judged = samples.dropna(subset=list(JUDGES))
-    return {one: {other: spearman(judged[one], judged[other]) for other in JUDGES if other != one} for one in JUDGES}
+    judges = [judge for judge in JUDGES if samples[judge].notna().any()]
+    judged = samples.dropna(subset=judges)
+    return {one: {other: spearman(judged[one], judged[other]) for other in judges if other != one} for one in judges}
 
 
 def mean_absolute_error(rows: pd.DataFrame) -> float | None:

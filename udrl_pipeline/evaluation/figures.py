@@ -13,7 +13,7 @@ from udrl_pipeline.evaluation.statistics import DIGITS, Bootstrap, Floats, Inter
 #: The scope of a figure over all tasks: the mean of the tasks' figures.
 MEAN = "mean"
 #: Row figures: column of the samples -> where the mean over intents and its interval go.
-ROW_FIGURES = ("relevance", "reward", "information", "retrieval", "copied", "copied_run", "finished", "words")
+ROW_FIGURES = ("relevance", "reward", "information", "retrieval", "preferred", "copied", "copied_run", "finished", "words")
 SET_FIGURES = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
 
 Figure = dict[str, float | int]

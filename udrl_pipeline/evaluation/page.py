@@ -24,6 +24,7 @@ COLUMNS = {
     "reward": ("reward", "fidelity + gain - repetition, as the dataset is labelled"),
     "information": ("information", "second judge: nats per intent token that the text gives the teacher about the intent"),
     "retrieval": ("retrieval", "third judge: 1 / the place of the text's own intent among all intents, by the teacher's hidden states"),
+    "preferred": ("preferred", "fourth judge: how often a chat model prefers the text to the teacher's by a rubric, a tie counting half"),
     "spread": ("spread", "mean cosine distance of two texts; higher is more diverse"),
     "distinct_2": ("distinct-2", "different word pairs over all word pairs"),
     "self_bleu": ("self-BLEU", "resemblance to the other texts; lower is more diverse"),
@@ -31,7 +32,7 @@ COLUMNS = {
     "finished": ("finished", "share of texts that ended by themselves"),
     "words": ("words", "mean length"),
 }
-SHARES = ("copied", "finished")
+SHARES = ("preferred", "copied", "finished")
 #: Digits after the point where it is not 3.
 DIGITS = {"words": 1, "information": 2}
 
@@ -70,7 +71,7 @@ def render(
         systems=evaluation.systems,
         teacher=teacher_name(workspace.settings),
         timed=_timed(evaluation),
-        columns=COLUMNS,
+        columns=_measured_columns(metrics),
         shares=SHARES,
         digits=DIGITS,
         claims=list(_by_claim(metrics["claims"].values())),
@@ -84,6 +85,12 @@ def render(
         run_id=workspace.run_id,
         seconds=evaluation.seconds,
     )
+
+
+def _measured_columns(metrics: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The columns in which any system has a figure."""
+    found = {name for system in metrics["systems"].values() for name in system.get("figures", {}).get(MEAN, {})}
+    return {name: column for name, column in COLUMNS.items() if name in found}
 
 
 def panels(evaluation: Evaluation, labels: Mapping[str, str], edges: Mapping[str, list[float]]) -> dict[str, list[str]]:

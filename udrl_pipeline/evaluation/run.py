@@ -27,6 +27,7 @@ from udrl_pipeline.evaluation.systems import (
     ask_comparator,
     ask_student,
     judge,
+    judge_by_rubric,
     load_students,
     load_teacher,
     teacher_name,
@@ -54,7 +55,7 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        samples: Every text with its scores (columns of `measure.COLUMNS`, then relevance to copied_run, information).
+        samples: Every text with its scores (columns of `measure.COLUMNS`, then relevance to copied_run, information, retrieval, preferred).
         systems: All systems, also those that could not be measured.
         metrics: Every figure, as it stands in metrics.json.
         spaces: The command space of each student.
@@ -120,6 +121,7 @@ def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: M
             "quality": _calibrate(samples, "quality", students, partial(calibration.quality, grid=grid, bootstrap=bootstrap)),
             "length": _calibrate(samples, "length", students, partial(calibration.length, grid=grid, bootstrap=bootstrap)),
             "agreement": calibration.agreement(samples),
+            "rubric": done.rubric,
             "teacher_length": calibration.asked(held.all_rows),
             "sizes": done.sizes,
             "latency": {key: latency.as_dict() for key, latency in done.latencies.items()},
@@ -167,6 +169,8 @@ def _ask_and_score(
     teacher = load_teacher(settings)
     with done.phase("second judge"):
         samples = judge(samples, teacher, settings.evaluation.judge_rows)
+    with done.phase("rubric"):
+        samples = judge_by_rubric(done, samples, workspace)
     with done.phase("latency"):
         for recipe, student in students.items():
             done.latencies[recipe] = time_student(student, timed, settings)

@@ -15,7 +15,7 @@ import pandas as pd
 from udrl_pipeline import dataset
 from udrl_pipeline.commands import Command, render_prompt
 from udrl_pipeline.errors import UdrlError
-from udrl_pipeline.evaluation import measure
+from udrl_pipeline.evaluation import measure, rubric
 from udrl_pipeline.evaluation.held_out import HeldOut
 from udrl_pipeline.evaluation.judges import TeacherJudge
 from udrl_pipeline.evaluation.latency import Latency, size, time_requests
@@ -38,6 +38,7 @@ class Progress:
     samples: list[pd.DataFrame] = field(default_factory=list)
     latencies: dict[str, Latency] = field(default_factory=dict)
     not_timed: dict[str, str] = field(default_factory=dict)
+    rubric: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -164,6 +165,33 @@ def judge(samples: pd.DataFrame, teacher: TransformersEngine | str, rows_per_tas
     pairs["retrieval"] = judge.reciprocal_ranks(pairs.intent.tolist(), pairs.text.tolist(), samples.intent.unique().tolist()).round(4)
     informed = judged[["system", "task", "intent", "text"]].merge(pairs, on=["intent", "text"]).assign(part="compare")
     return samples.merge(informed, on=["system", "part", "task", "intent", "text"], how="left", validate="many_to_one")
+
+
+def judge_by_rubric(done: Progress, samples: pd.DataFrame, workspace: Workspace) -> pd.DataFrame:
+    """Add `preferred`: how the judge of params.yaml finds a text beside the teacher's, on the intents that `judge` takes too."""
+    options = workspace.settings.evaluation
+    if options.rubric_judge is None:
+        return samples.assign(preferred=np.nan)
+    chosen = samples[samples.part == "compare"].groupby(["system", "task"], sort=False).head(options.judge_rows)
+    teacher = chosen[chosen.system == "teacher"].set_index(["task", "intent_key"]).text.rename("teacher_text")
+    others = chosen[~chosen.system.isin(["teacher", "teacher_kept"])].join(teacher, on=["task", "intent_key"], how="inner")
+    pairs = others[["task", "intent", "intent_key", "text", "teacher_text"]].drop_duplicates(ignore_index=True)
+    named = options.rubric_judge
+    done.rubric = {"judge": named.name}
+    try:
+        engine = open_engine(workspace.settings, named.model, named.engine, named.server)
+        try:
+            pairs["preferred"], tally = rubric.compare(pairs, workspace.tasks, engine)
+        finally:
+            engine.close()
+    except UdrlError as error:
+        logger.warning("the rubric judge %s is not measured: %s", named.name, error)
+        done.rubric["not_measured"] = " ".join(str(error).split())
+        return samples.assign(preferred=np.nan)
+    done.rubric |= tally
+    found = others[["system", "task", "intent_key", "text"]].merge(pairs, on=["task", "intent_key", "text"]).assign(part="compare")
+    columns = ["system", "part", "task", "intent_key", "preferred"]
+    return samples.merge(found[columns], on=columns[:-1], how="left", validate="many_to_one")
 
 
 def timed_rows(held: HeldOut, count: int) -> pd.DataFrame:

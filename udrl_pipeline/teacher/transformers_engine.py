@@ -54,10 +54,7 @@ class TransformersEngine:
             output = self.model.generate(
                 **inputs,
                 max_new_tokens=max(r.max_tokens for r in requests),
-                do_sample=True,
-                temperature=first.temperature,
-                top_p=first.top_p,
-                top_k=0,
+                **_drawn(first),
                 repetition_penalty=first.repetition_penalty,
                 stop_strings=["\n"],
                 tokenizer=self.tokenizer,
@@ -76,6 +73,12 @@ class TransformersEngine:
 
     def close(self) -> None:
         del self.model
+
+
+def _drawn(request: Request) -> dict[str, float]:
+    if request.temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
 
 
 def _sampling(request: Request) -> tuple[float, float, float]:
