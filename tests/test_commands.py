@@ -1,5 +1,6 @@
 """Commands: rendering, what is covered, and clamping."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_pipeline.commands import Command, CommandSpace, achieved, render_prompt
+from udrl_pipeline.commands import Command, CommandSpace, achieved
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.intents import CONTROL_TOKEN, problem
 from udrl_pipeline.settings import CommandSettings
@@ -26,11 +27,23 @@ SPACE = CommandSpace(
 
 def test_a_prompt_is_task_intent_length_quality_text() -> None:
     command = Command("image", "lighthouse in a storm", words=18, quality=5)
-    assert render_prompt(command) == "<|task:image|> lighthouse in a storm<|words:18|><|quality:5|><|text|>"
+    assert SPACE.render(command) == "<|task:image|> lighthouse in a storm<|words:18|><|quality:5|><|text|>"
 
 
 def test_what_is_not_commanded_is_any() -> None:
-    assert render_prompt(Command("image", "a fox")) == "<|task:image|> a fox<|words:any|><|quality:any|><|text|>"
+    assert SPACE.render(Command("image", "a fox")) == "<|task:image|> a fox<|words:any|><|quality:any|><|text|>"
+
+
+def test_commands_can_stand_first() -> None:
+    space = replace(SPACE, order="first")
+    assert space.render(Command("image", "a fox", 18, 5)) == "<|words:18|><|quality:5|><|task:image|> a fox<|text|>"
+
+
+def test_neighbouring_lengths_can_share_a_token() -> None:
+    space = replace(SPACE, words_per_token=4)
+    rendered = [space.render(Command("image", "a fox", words, 5)) for words in (6, 9, 10, 40)]
+    assert [text.split("|>")[1] for text in rendered] == [" a fox<|words:6", " a fox<|words:6", " a fox<|words:10", " a fox<|words:38"]
+    assert {token for token in space.control_tokens() if "words" in token} == {f"<|words:{n}|>" for n in ("any", *range(6, 41, 4))}
 
 
 def test_control_tokens_are_all_that_a_prompt_can_hold() -> None:
@@ -46,7 +59,7 @@ def test_a_clamped_command_is_covered_and_every_change_is_warned_of(task: str, w
     assert low <= (clamped.words or 0) <= high
     assert 1 <= (clamped.quality or 0) <= 5
     assert len(warnings) == (clamped.words != words) + (clamped.quality != quality)
-    assert all(token in SPACE.control_tokens() for token in CONTROL_TOKEN.findall(render_prompt(clamped)))
+    assert all(token in SPACE.control_tokens() for token in CONTROL_TOKEN.findall(SPACE.render(clamped)))
 
 
 def test_a_command_inside_the_range_is_not_touched() -> None:

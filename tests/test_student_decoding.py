@@ -8,7 +8,7 @@ import torch
 
 from test_commands import SPACE
 from test_student_initialise import TEXTS, TINY
-from udrl_pipeline.commands import Command, render_prompt
+from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.student.decoding import Decoding, Governor, Guidance, variants
@@ -34,7 +34,7 @@ def student(load: Callable[..., Settings]) -> Student:
 
 def first_logits(student: Student, command: Command) -> Any:
     with torch.inference_mode():
-        return student.model(**student.tokenizer(render_prompt(command), add_special_tokens=False, return_tensors="pt")).logits[0, -1]
+        return student.model(**student.tokenizer(SPACE.render(command), add_special_tokens=False, return_tensors="pt")).logits[0, -1]
 
 
 @pytest.mark.parametrize(("quality", "length"), [(1.0, 1.0), (3.0, 1.0), (1.0, 2.5), (2.0, 1.5), (0.0, 1.0)])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test_commands import SPACE
-from udrl_pipeline.commands import Command, render_prompt
+from udrl_pipeline.commands import Command
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, drop_out, encode, training_order
 from udrl_pipeline.student.vocabulary import train_bpe
@@ -38,10 +38,10 @@ def order(tokenizer, rows: pd.DataFrame = ROWS, **changed):  # type: ignore[no-u
 
 def test_the_loss_counts_the_text_and_its_end_but_not_the_prompt(tokenizer) -> None:  # type: ignore[no-untyped-def]
     command = Command("image", "fox", 6, 5)
-    (sequence,) = encode(tokenizer, [command], [TEXTS[0]], 128)
+    (sequence,) = encode(tokenizer, SPACE, [command], [TEXTS[0]], 128)
     features = sequence.features()
     counted = [token for token, label in zip(features["input_ids"], features["labels"], strict=True) if label != IGNORED]
-    assert tokenizer.decode(features["input_ids"][: len(sequence.prompt)]) == render_prompt(command)
+    assert tokenizer.decode(features["input_ids"][: len(sequence.prompt)]) == SPACE.render(command)
     assert tokenizer.decode(counted) == f" {TEXTS[0]}<|end|>"
 
 
@@ -67,7 +67,7 @@ def test_rows_of_one_batch_are_of_like_length(tokenizer) -> None:  # type: ignor
 
 def test_the_uncommanded_recipe_sees_the_task_alone(tokenizer) -> None:  # type: ignore[no-untyped-def]
     prompts = {tokenizer.decode(s.prompt) for s in order(tokenizer, recipe="sft")}
-    assert prompts == {render_prompt(Command("image", f"idea {n}")) for n in range(20)}
+    assert prompts == {SPACE.render(Command("image", f"idea {n}")) for n in range(20)}
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
@@ -77,12 +77,12 @@ def test_every_recipe_has_the_same_budget(tokenizer, recipe: str) -> None:  # ty
 
 def test_the_top_recipe_sees_the_best_rows_alone_and_as_often_as_the_budget_asks(tokenizer) -> None:  # type: ignore[no-untyped-def]
     seen = Counter(tokenizer.decode(s.prompt) for s in order(tokenizer, recipe="sft-top", passes=2.0))
-    assert seen == {render_prompt(Command("image", f"idea {n}")): 10 for n in range(20) if ROWS.quality[n] == 5}
+    assert seen == {SPACE.render(Command("image", f"idea {n}")): 10 for n in range(20) if ROWS.quality[n] == 5}
 
 
 def test_the_reward_weighted_recipe_sees_a_row_in_proportion_to_the_exponential_of_its_reward(tokenizer) -> None:  # type: ignore[no-untyped-def]
     seen = Counter(tokenizer.decode(s.prompt) for s in order(tokenizer, recipe="reward-weighted", passes=300.0))
-    by_quality = [sum(seen[render_prompt(Command("image", f"idea {n}"))] for n in range(20) if ROWS.quality[n] == q) for q in range(1, 6)]
+    by_quality = [sum(seen[SPACE.render(Command("image", f"idea {n}"))] for n in range(20) if ROWS.quality[n] == q) for q in range(1, 6)]
     deviation = ROWS.reward.std(ddof=0)
     expected = [math.exp((q - 3) / 5 / deviation) for q in range(1, 6)]
     assert [count / sum(by_quality) for count in by_quality] == pytest.approx([e / sum(expected) for e in expected], abs=0.01)
@@ -107,6 +107,6 @@ def test_padding_changes_nothing_that_counts(answers: list[list[int]]) -> None:
 
 
 def test_a_text_that_does_not_fit_is_cut_and_has_no_end(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    (sequence,) = encode(tokenizer, [Command("image", "fox")], [TEXTS[1]], 12)
+    (sequence,) = encode(tokenizer, SPACE, [Command("image", "fox")], [TEXTS[1]], 12)
     assert len(sequence.prompt) + len(sequence.answer) == 12
     assert tokenizer.eos_token_id not in sequence.answer

@@ -5,10 +5,10 @@ in thejaminator/prompt_reward_rl), and task + intent stay a shared prefix of man
 
     <|task:image|> lighthouse in a storm<|words:18|><|quality:5|><|text|> A lone lighthouse ...<end of text>
 
-Length is commanded in words, one token per word count, because a word means the same for every tokenizer; quality is the
-quantile bin of the reward within the task. A command that is not given, or dropped out while training, is the token `any`, so
-that one model also answers uncommanded and guidance has its unconditional side. Token names, order and bins are this
-project's choice; those of arXiv 2502.09854 are not public.
+Length is commanded in words, because a word means the same for every tokenizer; one token per word count, unless params.yaml
+says otherwise. Quality is the quantile bin of the reward within the task. A command that is not given, or dropped out while
+training, is the token `any`, so that one model also answers uncommanded and guidance has its unconditional side. Token names,
+order and bins are this project's choice; those of arXiv 2502.09854 are not public.
 """
 
 import json
@@ -57,6 +57,9 @@ class CommandSpace:
     best: dict[str, int]
     #: how hard the quality command is pressed while decoding, per task; chosen with `best`, 1 where nothing was chosen
     guidance: dict[str, float]
+    #: neighbouring lengths that share a token, and whether length and quality stand `last` or `first` (settings.py)
+    words_per_token: int = 1
+    order: str = "last"
 
     @classmethod
     def measure(cls, train: pd.DataFrame, edges: dict[str, list[float]], settings: CommandSettings) -> "CommandSpace":
@@ -71,8 +74,9 @@ class CommandSpace:
         tasks = tuple(sorted(covered))
         bins = settings.quality_bins
         return cls(
-            tasks, settings.words, bins, {t: edges[t] for t in tasks}, covered, named, dict.fromkeys(tasks, bins), dict.fromkeys(tasks, 1.0)
-        )
+            tasks, settings.words, bins, {t: edges[t] for t in tasks}, covered, named, dict.fromkeys(tasks, bins),
+            dict.fromkeys(tasks, 1.0), settings.words_per_token, settings.order,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, folder: Path) -> "CommandSpace":
@@ -101,10 +105,20 @@ class CommandSpace:
         """Every control token, in a fixed order."""
         return [
             *(f"<|task:{task}|>" for task in self.tasks),
-            *(words_token(n) for n in (None, *range(self.words[0], self.words[1] + 1))),
-            *(quality_token(q) for q in (None, *range(1, self.quality_bins + 1))),
+            *(self._words_token(n) for n in (None, *range(self.words[0], self.words[1] + 1, self.words_per_token))),
+            *(_quality_token(q) for q in (None, *range(1, self.quality_bins + 1))),
             TEXT,
         ]
+
+    def render(self, command: Command) -> str:
+        """The prompt that a student continues."""
+        asked, idea = self._words_token(command.words) + _quality_token(command.quality), f"<|task:{command.task}|> {command.intent}"
+        return (idea + asked if self.order == "last" else asked + idea) + TEXT
+
+    def _words_token(self, words: int | None) -> str:
+        if words is not None:
+            words -= (words - self.words[0]) % self.words_per_token
+        return f"<|words:{'any' if words is None else words}|>"
 
     def clamp(self, command: Command) -> tuple[Command, list[str]]:
         """The nearest command that the training rows cover, and a warning for each thing that had to change.
@@ -131,17 +145,8 @@ class CommandSpace:
         return command, warnings
 
 
-def words_token(words: int | None) -> str:
-    return f"<|words:{'any' if words is None else words}|>"
-
-
-def quality_token(quality: int | None) -> str:
+def _quality_token(quality: int | None) -> str:
     return f"<|quality:{'any' if quality is None else quality}|>"
-
-
-def render_prompt(command: Command) -> str:
-    """The prompt that a student continues."""
-    return f"<|task:{command.task}|> {command.intent}{words_token(command.words)}{quality_token(command.quality)}{TEXT}"
 
 
 def render_answer(text: str) -> str:

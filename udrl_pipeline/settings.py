@@ -134,7 +134,11 @@ class QualitySettings(_Settings):
 
 class CommandSettings(_Settings):
     words: tuple[int, int] = Field((6, 40), description="Shortest and longest length with a token of its own (words)")
+    words_per_token: int = Field(1, ge=1, le=40, description="Neighbouring lengths that share a token; 1: each has its own")
     quality_bins: int = Field(5, ge=2, le=20, description="Quantile bins of the reward, per task")
+    order: Literal["last", "first"] = Field(
+        "last", description="Where length and quality stand: last, just before the text | first, before task and intent"
+    )
     dropout: Share = Field(0.1, description="Share of training sequences on which a command is left out, each for itself")
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from udrl_pipeline import dataset
-from udrl_pipeline.commands import Command, render_prompt
+from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.evaluation import measure, rubric
 from udrl_pipeline.evaluation.held_out import HeldOut
@@ -206,7 +206,7 @@ def time_student(student: Student, rows: pd.DataFrame, settings: Settings) -> La
     for row in rows.itertuples():
         command = Command(row.task, row.intent, quality=space.best[row.task] if student.commanded else None)
         guided = command.quality is not None and space.guidance[row.task] != 1
-        requests.append([render_prompt(c) for c in ([command, replace(command, quality=None)] if guided else [command])])
+        requests.append([space.render(c) for c in ([command, replace(command, quality=None)] if guided else [command])])
     return _time(student.model, student.tokenizer, requests, settings)
 
 

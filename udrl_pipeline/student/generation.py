@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from udrl_pipeline.commands import Command, CommandSpace, render_prompt
+from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.rewards import words
 from udrl_pipeline.student.decoding import Decoding, Governor, Guidance, variants
@@ -159,7 +159,7 @@ class Student:
         return self.space.guidance[command.task] if guidance is None else guidance
 
     def _encode(self, commands: Sequence[Command]) -> Any:
-        ids = self.tokenizer([render_prompt(command) for command in commands], add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer([self.space.render(command) for command in commands], add_special_tokens=False)["input_ids"]
         return self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
 
     def _governor(self, lengths: list[int | None], slack: int | None) -> Governor | None:

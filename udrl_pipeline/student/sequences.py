@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from udrl_pipeline.commands import Command, CommandSpace, achieved, render_answer, render_prompt
+from udrl_pipeline.commands import Command, CommandSpace, achieved, render_answer
 from udrl_pipeline.student.recipes import Recipe
 from udrl_pipeline.versioning import unit_draw
 
@@ -33,9 +33,11 @@ def drop_out(command: Command, recipe: Recipe, dropout: float, *draw: Any) -> Co
     return replace(command, words=words, quality=quality)
 
 
-def encode(tokenizer: Any, commands: Sequence[Command], texts: Sequence[str], max_tokens: int) -> list[TrainingSequence]:
+def encode(
+    tokenizer: Any, space: CommandSpace, commands: Sequence[Command], texts: Sequence[str], max_tokens: int
+) -> list[TrainingSequence]:
     """Token sequences; a text too long for `max_tokens` is cut and then has no end."""
-    prompts = tokenizer([render_prompt(c) for c in commands], add_special_tokens=False)["input_ids"]
+    prompts = tokenizer([space.render(c) for c in commands], add_special_tokens=False)["input_ids"]
     answers = tokenizer([render_answer(t) for t in texts], add_special_tokens=False)["input_ids"]
     end = [tokenizer.eos_token_id]
     return [TrainingSequence(p, (a + end)[: max(1, max_tokens - len(p))]) for p, a in zip(prompts, answers, strict=True)]
@@ -76,7 +78,7 @@ def training_order(
         ordered += [key for _, key, *_ in draws]
         chosen += [drop_out(commands[draw[1]], recipe, dropout, seed, *draw) for draw in draws]
         turn += 1
-    sequences = encode(tokenizer, chosen, [texts[key] for key in ordered], max_tokens)
+    sequences = encode(tokenizer, space, chosen, [texts[key] for key in ordered], max_tokens)
     return _bucketed(sequences, batch_rows, seed)
 
 

@@ -203,7 +203,7 @@ def validation_sequences(
         else Command(r.task, r.intent)
         for r in chosen.itertuples()
     ]
-    return encode(tokenizer, commands, chosen.text.tolist(), max_tokens)
+    return encode(tokenizer, space, commands, chosen.text.tolist(), max_tokens)
 
 
 def run_trainer(
