@@ -40,6 +40,7 @@ SMALL: dict[str, object] = {
     "intents.builtin": 6,
     "teacher.recorded": False,
     "teacher.engine": "transformers",
+    "teacher.samples": 1,
     "teacher.chunk_rows": 8,
 }
 DETAILS = re.findall(

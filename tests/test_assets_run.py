@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from assets.run import PROCESS_TAG, Wish, close_killed_runs, main, materialise, open_instance
-from udrl_pipeline import corpus, dataset
+from udrl_pipeline import corpus, dataset, exploration, quality
 from udrl_pipeline.cli_output import Run
 from udrl_pipeline.errors import TeacherError, UdrlError
 from udrl_pipeline.evaluation import report
@@ -37,7 +37,7 @@ def write_rows(folder: Path) -> None:
 
     text = "A lone lighthouse stands in the | storm"
     frame = pd.DataFrame({"task": ["image", "search"], "intent": ["lighthouse", "boat"], "text": [text] * 2, "asked_words": 7})
-    frame.assign(split="train", words=7, reward=[0.4, 0.9], quality=[1, 5]).to_parquet(folder / "rows.parquet")
+    frame.assign(split="train", words=7, reward=[0.4, 0.9], quality=[1, 5], round=[0, 1]).to_parquet(folder / "rows.parquet")
 
 
 class Library:
@@ -71,11 +71,10 @@ class Library:
         return build
 
     def expected(self, asset: str) -> list[Expected]:
-        if asset != "labeled_dataset":
-            return []
+        judged = {"labeled_dataset": dataset.EXPECTATIONS, "explored_rows": quality.ROW_EXPECTATIONS}
         return [
             Expected(spec.name, self.verdicts.get(spec.name, True), spec.blocking, {"share": 0.25, "worst": ["a"]})
-            for spec in dataset.EXPECTATIONS
+            for spec in judged.get(asset, ())
         ]
 
 
@@ -84,7 +83,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     library = Library()
     monkeypatch.setattr(corpus, "build", library.build("teacher_corpus", ["intents"], {"teacher_rows": 2, "teacher_tokens": 40}))
     monkeypatch.setattr(dataset, "build", library.build("labeled_dataset", ["intents", "teacher_corpus"], {}))
-    students = {name: library.build(f"student/{name}", ["labeled_dataset"], {"train_steps": 9}) for name in RECIPES}
+    monkeypatch.setattr(exploration, "build", library.build("explored_rows", ["labeled_dataset", "student/udrl"], {}))
+    students = {name: library.build(f"student/{name}", [recipe.data], {"train_steps": 9}) for name, recipe in RECIPES.items()}
     monkeypatch.setattr(training, "build", lambda workspace, recipe: students[recipe](workspace))
     monkeypatch.setattr(report, "build", library.build("evaluation_report", ["labeled_dataset", "student/udrl"], {}))
     return library
@@ -133,7 +133,9 @@ def test_a_changed_setting_makes_what_depends_on_it_and_nothing_else(library: Li
 def test_other_students_are_made_on_request(library: Library, project: Path) -> None:
     materialise(Wish())
     assert list(by_asset(materialise(Wish(select=["student/sft"])), "version")) == ["student/sft"]
-    assert set(by_asset(materialise(Wish(select=["all"])), "version")) == {*DEFAULT, *(f"student/{name}" for name in RECIPES)}
+    assert set(by_asset(materialise(Wish(select=["all"])), "version")) == {
+        *DEFAULT, "explored_rows", *(f"student/{name}" for name in RECIPES),
+    }  # fmt: skip
 
 
 def test_an_unknown_asset_is_an_error_that_names_those_there_are(library: Library, project: Path) -> None:

@@ -221,7 +221,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     values["intents"] |= {"builtin": 0, "sources": ["ideas.csv"]}
     values["tasks"] |= {"names": ["image", "poster"], "folder": "tasks"}
-    values["teacher"] |= {"recorded": False, "engine": "transformers"}
+    values["teacher"] |= {"recorded": False, "engine": "transformers", "samples": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     (folder / "ideas.csv").write_text("intent\nred fox\nold lighthouse\n", encoding="utf-8")
     for name in ("tasks", "own"):

@@ -185,13 +185,18 @@ def test_the_hash_of_texts_ignores_their_order_and_sees_every_change(asked: pd.D
 
 
 def test_judges_agree_as_far_as_they_rank_the_same_texts_alike() -> None:
-    judged = pd.DataFrame({"relevance": [0.1, 0.2, 0.3, 0.9], "information": [1, 2, 3, None], "retrieval": [1.0, 0.5, 0.25, 0.1]})
+    judged = pd.DataFrame(
+        {"relevance": [0.1, 0.2, 0.3, 0.9], "information": [1, 2, 3, None], "retrieval": [1.0, 0.5, 0.25, 0.1], "preferred": None}
+    )
     assert calibration.agreement(judged) == {
         "relevance": {"information": 1.0, "retrieval": -1.0},
         "information": {"relevance": 1.0, "retrieval": -1.0},
         "retrieval": {"relevance": -1.0, "information": -1.0},
     }
-    assert calibration.agreement(judged.assign(information=None))["relevance"] == {"information": None, "retrieval": None}
+    assert calibration.agreement(judged.assign(information=None, preferred=[0, 0.5, 0.5, 1]))["relevance"] == {
+        "retrieval": -1.0,
+        "preferred": 0.9487,
+    }
 
 
 def test_quality_calibration_says_whether_reward_rises_at_every_step(asked: pd.DataFrame) -> None:
