@@ -21,6 +21,8 @@ from udrl_pipeline.versioning import rows_hash, unit_draw
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+#: The word lists of the built-in intents. A later one only adds: the order of those before it, and so their recorded rows, stays.
+EDITIONS = ("words.yaml", "more_words.yaml")
 #: What a student's control tokens look like; a text that holds one could command it.
 CONTROL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 
@@ -120,14 +122,17 @@ def builtin(settings: IntentsSettings) -> list[str]:
 
 @cache
 def _ordered(seed: int) -> tuple[str, ...]:
-    words = yaml.safe_load((files("udrl_pipeline.intents") / "words.yaml").read_text(encoding="utf-8"))
-    placed: dict[str, float] = {}
-    for domain in words["domains"].values():
-        texts = sorted({text for pattern in domain["patterns"] for text in _fill(pattern, words["lists"])})
-        texts.sort(key=lambda text: unit_draw("builtin", seed, text))
-        for rank, text in enumerate(texts):
-            placed.setdefault(text, (rank + 0.5) / domain["share"])
-    return tuple(sorted(placed, key=lambda text: (placed[text], text)))
+    ordered: dict[str, None] = {}
+    for edition in EDITIONS:
+        words = yaml.safe_load((files("udrl_pipeline.intents") / edition).read_text(encoding="utf-8"))
+        placed: dict[str, float] = {}
+        for domain in words["domains"].values():
+            texts = sorted({text for pattern in domain["patterns"] for text in _fill(pattern, words["lists"])})
+            texts.sort(key=lambda text: unit_draw("builtin", seed, text))
+            for rank, text in enumerate(texts):
+                placed.setdefault(text, (rank + 0.5) / domain["share"])
+        ordered |= dict.fromkeys(sorted(placed, key=lambda text: (placed[text], text)))
+    return tuple(ordered)
 
 
 def _fill(pattern: str, lists: dict[str, list[str]]) -> Iterator[str]:

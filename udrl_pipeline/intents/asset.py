@@ -5,12 +5,12 @@ import time
 import pandas as pd
 
 from udrl_pipeline.errors import IntentsError
-from udrl_pipeline.intents import Intent, collect
+from udrl_pipeline.intents import EDITIONS, Intent, collect
 from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace
 from udrl_pipeline.versioning import code_version, rows_hash
 
 ASSET = "intents"
-SOURCES = ("intents/__init__.py", "intents/readers.py", "intents/asset.py", "intents/words.yaml")
+SOURCES = ("intents/__init__.py", "intents/readers.py", "intents/asset.py", *(f"intents/{edition}" for edition in EDITIONS))
 
 
 def build(workspace: Workspace) -> Version:
