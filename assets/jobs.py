@@ -12,7 +12,8 @@ from assets.labeled_dataset import labeled_dataset
 from assets.store import Store
 from assets.student import students
 from assets.teacher_corpus import teacher_corpus
-from udrl_pipeline import audit, corpus, dataset
+from udrl_pipeline import corpus, dataset
+from udrl_pipeline.audit.pending import pending
 from udrl_pipeline.evaluation import report
 from udrl_pipeline.intents import asset as intents_asset
 from udrl_pipeline.settings import load
@@ -43,7 +44,7 @@ retrain_all = dg.define_asset_job(
 def daily_retraining(context: dg.ScheduleEvaluationContext, store: Store) -> dg.RunRequest | dg.SkipReason:
     """Retrain when an intent, a setting or the code has changed, or rows are missing. Off until it is switched on."""
     workspace = store.workspace()
-    news = audit.pending(workspace, BUILDS)
+    news = pending(workspace, BUILDS)
     if news is None:
         names = [asset.key.to_user_string() for asset in DEFAULT]
         return dg.SkipReason("nothing is new: " + ", ".join(f"{name} {version}" for name, version in workspace.parents(*names).items()))

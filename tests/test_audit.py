@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from udrl_pipeline import audit, corpus
+from udrl_pipeline.audit.pending import News, pending
 from udrl_pipeline.errors import IntentsError, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
@@ -57,26 +58,26 @@ def made(workspace: Workspace, teacher: Any) -> Workspace:
 
 
 def test_nothing_is_pending_after_a_run(made: Workspace) -> None:
-    assert audit.pending(made, BUILDS) is None
+    assert pending(made, BUILDS) is None
 
 
 def test_everything_is_pending_before_the_first(workspace: Workspace) -> None:
-    assert audit.pending(workspace, BUILDS) == audit.News("intents", "has no version yet")
+    assert pending(workspace, BUILDS) == News("intents", "has no version yet")
 
 
 @pytest.mark.parametrize(
     ("overrides", "news"),
     [
-        ({"intents.builtin": 7}, audit.News("intents", "settings have changed: builtin")),
-        ({"teacher.temperature": 0.9}, audit.News("teacher_corpus", "settings have changed: temperature")),
-        ({"teacher.samples": 2, "teacher.examples": 2}, audit.News("teacher_corpus", "settings have changed: examples, samples")),
+        ({"intents.builtin": 7}, News("intents", "settings have changed: builtin")),
+        ({"teacher.temperature": 0.9}, News("teacher_corpus", "settings have changed: temperature")),
+        ({"teacher.samples": 2, "teacher.examples": 2}, News("teacher_corpus", "settings have changed: examples, samples")),
         ({"teacher.chunk_rows": 9, "student.seed": 5, "artifacts": "artifacts"}, None),
     ],
 )
 def test_a_setting_is_news_where_a_result_depends_on_it(
-    made: Workspace, load: Callable[..., Settings], overrides: dict[str, Any], news: audit.News | None
+    made: Workspace, load: Callable[..., Settings], overrides: dict[str, Any], news: News | None
 ) -> None:
-    assert audit.pending(Workspace(load(overrides)), BUILDS) == news
+    assert pending(Workspace(load(overrides)), BUILDS) == news
 
 
 def test_a_new_line_is_news_and_a_broken_file_is_the_error_that_a_run_would_meet(
@@ -85,39 +86,39 @@ def test_a_new_line_is_news_and_a_broken_file_is_the_error_that_a_run_would_meet
     file = tmp_path / "ideas.csv"
     settings = load({"intents.sources": ["ideas.csv"]})
     file.write_text("intent\nred kite over the moor\n", encoding="utf-8")
-    found = audit.pending(Workspace(settings), BUILDS)
+    found = pending(Workspace(settings), BUILDS)
     assert found
     assert found.asset == "intents"
     intents.build(Workspace(settings))
     file.write_text("intent\nred kite over the moor\nblue heron at dusk\n", encoding="utf-8")
-    assert audit.pending(Workspace(settings), BUILDS) == audit.News("intents", "its input has changed")
+    assert pending(Workspace(settings), BUILDS) == News("intents", "its input has changed")
     file.write_text("idea\nred kite over the moor\n", encoding="utf-8")
     with pytest.raises(IntentsError, match="no column `intent`"):
-        audit.pending(Workspace(settings), BUILDS)
+        pending(Workspace(settings), BUILDS)
 
 
 def test_a_new_parent_and_changed_code_are_news(made: Workspace, load: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     wider = load({"intents.builtin": 7})
     intents.build(Workspace(wider))
-    assert audit.pending(Workspace(wider), BUILDS) == audit.News("teacher_corpus", "intents changed")
+    assert pending(Workspace(wider), BUILDS) == News("teacher_corpus", "intents changed")
     monkeypatch.setattr(intents, "code_version", lambda sources: "another")
-    assert audit.pending(Workspace(wider), BUILDS) == audit.News("intents", "its code has changed")
+    assert pending(Workspace(wider), BUILDS) == News("intents", "its code has changed")
 
 
 def test_files_that_are_gone_are_news(made: Workspace) -> None:
     current = made.current("teacher_corpus")
     assert current
     (made.version_folder("teacher_corpus", current.version) / "manifest.json").unlink()
-    assert audit.pending(made, BUILDS) == audit.News("teacher_corpus", f"the files of version {current.version} are gone")
+    assert pending(made, BUILDS) == News("teacher_corpus", f"the files of version {current.version} are gone")
 
 
 def test_asking_writes_nothing_and_waits_for_nobody(made: Workspace, load: Callable[..., Settings]) -> None:
     before = audit.versions(made)
     with made.lock("intents"), made.lock("teacher_corpus"):
-        audit.pending(Workspace(load({"intents.builtin": 7})), BUILDS)
+        pending(Workspace(load({"intents.builtin": 7})), BUILDS)
     assert audit.versions(made) == before
 
 
 def test_a_build_that_does_not_ask_for_what_is_there_is_found_out(made: Workspace) -> None:
     with pytest.raises(AssertionError, match="without asking"):
-        audit.pending(made, [partial(record, asset="intents", version="z")])
+        pending(made, [partial(record, asset="intents", version="z")])

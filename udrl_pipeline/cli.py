@@ -3,19 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-import yaml
 
 from udrl_pipeline import __version__, allocator, cli_output
-from udrl_pipeline.errors import IntentsError, SettingsError, UdrlError
-from udrl_pipeline.settings import PARAMS_ENV, PRESET_ENV, Settings, load
+from udrl_pipeline.cli_audit import audit
+from udrl_pipeline.cli_settings import parse_overrides, read_settings, settings_options
+from udrl_pipeline.errors import IntentsError, UdrlError
+from udrl_pipeline.settings import PARAMS_ENV, PRESET_ENV, Settings
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 
@@ -37,39 +35,6 @@ class _Commands(click.Group):
 def main() -> None:
     """Distil a large model into a small one that obeys commands."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a bar per file that is loaded or saved tells a user nothing
-
-
-def settings_options(command: Function) -> Function:
-    """Give a command the options that `read_settings` takes."""
-    for option in (
-        click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set one key, such as student.seed=3."),
-        click.option("--preset", metavar="NAME", help="presets/NAME.yaml laid over params.yaml.  [default: $UDRL_PRESET, else none]"),
-        click.option("--params", metavar="FILE", help="params.yaml to use.  [default: $UDRL_PARAMS, else ./params.yaml]"),
-    ):
-        command = option(command)
-    return command
-
-
-def read_settings(params: str | None, preset: str | None, overrides: tuple[str, ...]) -> Settings:
-    return load(params, preset, parse_overrides(overrides))
-
-
-def parse_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` pairs, the values read as YAML.
-
-    Raises:
-        SettingsError: One is no such pair.
-    """
-    values = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise SettingsError(f"{override!r} is no KEY=VALUE", where="--set", remedy="for example --set student.seed=3")
-        try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{text!r} is not valid YAML: {error}", where=f"--set {key}", remedy="quote the value") from None
-    return values
 
 
 @main.command(short_help="Bring the assets and the report up to date.")
@@ -109,58 +74,6 @@ def _dagster_home(root: Path) -> Path:
         home.mkdir(exist_ok=True)
         (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
     return home
-
-
-@main.group()
-def audit() -> None:
-    """Ask the ledger what was made from what."""
-
-
-@audit.command("versions")
-@click.argument("asset", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of the table.")
-@settings_options
-def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
-    """List the versions of ASSET (default: of all assets), the newest first, each with those it was made from."""
-    from udrl_pipeline.audit import versions
-    from udrl_pipeline.store.workspace import Workspace
-
-    workspace = Workspace(read_settings(**chosen))
-    found = versions(workspace, asset)
-    current = {name: version.version for name in {v.asset for v in found} if (version := workspace.current(name))}
-    if as_json:
-        keys = ("asset", "version", "created_at", "rows", "verdict", "parents", "run_id", "code_version", "params", "facts")
-        listed = [{key: getattr(v, key) for key in keys} | {"current": current.get(v.asset) == v.version} for v in found]
-        click.echo(json.dumps(listed, default=str))
-        return
-    rows = []
-    for v in found:
-        mark = "*" if current.get(v.asset) == v.version else ""
-        rows.append((v.asset, v.version + mark, f"{v.created_at.astimezone():%Y-%m-%d %H:%M}", f"{v.rows:,}", v.verdict))
-        rows += [(f"  from {parent}", version, "", "", "") for parent, version in sorted(v.parents.items())]
-    cli_output.show_table(("asset", "version", "time", "rows", "verdict"), rows, right=("rows",))
-    click.echo("* current" if found else "no version yet: `udrl run` makes them")
-
-
-@audit.command("quarantine")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of all rows instead of the summary.")
-@settings_options
-def audit_quarantine(as_json: bool, **chosen: Any) -> None:
-    """Show what the newest version of each asset does without, and why."""
-    from udrl_pipeline.audit import quarantine
-    from udrl_pipeline.store.workspace import Workspace
-
-    found = quarantine(Workspace(read_settings(**chosen)))
-    if as_json:
-        click.echo(json.dumps([{"asset": s.asset, "version": s.version, **asdict(s.row)} for s in found], ensure_ascii=False))
-        return
-    groups: dict[tuple[str, str], list[str]] = {}
-    for s in found:
-        groups.setdefault((s.asset, s.row.reason), []).append(f"{s.row.item}  {s.row.text}")
-    rows = [(asset, reason, f"{len(items):,}", items[0][:160]) for (asset, reason), items in groups.items()]
-    if rows:
-        cli_output.show_table(("asset", "reason", "rows", "for example"), rows, right=("rows",))
-    click.echo("--json lists every row" if rows else "nothing is in quarantine")
 
 
 @main.group()
@@ -238,6 +151,8 @@ def generate(params: str | None, preset: str | None, overrides: tuple[str, ...],
 
     generate_texts(Ask(**asked), read_settings(params, preset, overrides))
 
+
+main.add_command(audit)
 
 if __name__ == "__main__":
     main()

@@ -294,15 +294,20 @@ def _publish(
     }
     return workspace.record(
         ASSET,
-        version=rows_hash(
-            f"{key}\t{content_hash(text, 32)}\t{finish}"
-            for key, text, finish in zip(frame.row_key, frame.text, frame.finish_reason, strict=True)
-        ),
+        version=content_of(frame),
         rows=len(frame),
         facts=facts,
         quarantined=refused,
         write=lambda folder: frame.to_parquet(folder / "rows.parquet", compression="zstd", index=False),
         **record,
+    )
+
+
+def content_of(frame: pd.DataFrame) -> str:
+    """The content hash of a corpus: its keys with what was written, in any order."""
+    return rows_hash(
+        f"{key}\t{content_hash(text, 32)}\t{finish}"
+        for key, text, finish in zip(frame.row_key, frame.text, frame.finish_reason, strict=True)
     )
 
 

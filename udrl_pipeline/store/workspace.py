@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from udrl_pipeline.errors import CorruptArtifact, StoreLocked, UdrlError
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.database import Database, typed_errors
+from udrl_pipeline.store.seals import last_seal, seal
 from udrl_pipeline.tasks import Task, load_tasks
 from udrl_pipeline.versioning import canonical, content_hash, files_sha256
 
@@ -281,11 +282,6 @@ class Workspace:
 
     def _insert_version(self, made: Version, expectations: list[Expected] = [], quarantined: list[Quarantined] = []) -> None:
         with self.database.writer() as connection:
-            connection.execute(
-                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [made.asset, made.version, made.fingerprint, made.code_version, made.rows, made.verdict, self.run_id,
-                 datetime.now(UTC), canonical(made.params), canonical(made.facts)],
-            )  # fmt: skip
             for parent, parent_version in made.parents.items():
                 connection.execute(
                     "INSERT INTO parents (asset, version, parent_asset, parent_version, fingerprint) VALUES (?, ?, ?, ?, ?)",
@@ -302,6 +298,10 @@ class Workspace:
                 frame = pd.DataFrame([(made.asset, made.version, q.item, q.reason, q.detail, q.text) for q in quarantined])
                 connection.register("frame", frame)
                 connection.execute("INSERT OR IGNORE INTO quarantine SELECT * FROM frame")
+            row = [made.asset, made.version, made.fingerprint, made.code_version, made.rows, made.verdict, self.run_id,
+                   datetime.now(UTC), canonical(made.params), canonical(made.facts)]  # fmt: skip
+            sealed = seal(connection, row, last_seal(connection))
+            connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [*row, sealed])
 
     def _one(self, condition: str, values: list[Any]) -> Version | None:
         with self.database.reader() as connection:

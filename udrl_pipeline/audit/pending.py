@@ -1,56 +1,12 @@
-"""Questions to the ledger: which versions there are, what was set aside, and whether anything is new."""
+"""Would a run make anything anew, and why?"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from udrl_pipeline.errors import UdrlError
-from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
-from udrl_pipeline.versioning import canonical
-
-
-def versions(workspace: Workspace, asset: str | None = None) -> list[Version]:
-    """Every version of an asset (default: of all), the newest first. One that was made again counts from then on.
-
-    Raises:
-        UdrlError: The asset has no version.
-    """
-    with workspace.database.reader() as connection:
-        found = connection.execute(
-            """SELECT asset, version FROM versions WHERE asset = ? OR ? IS NULL
-               GROUP BY asset, version ORDER BY max(created_at) DESC, asset, version""",
-            [asset, asset],
-        ).fetchall()
-        known = [name for (name,) in connection.execute("SELECT DISTINCT asset FROM versions ORDER BY asset").fetchall()]
-    if asset and not found:
-        raise UdrlError(
-            f"no version of {asset!r}", where=str(workspace.folder), remedy=f"assets with versions: {', '.join(known) or 'none'}"
-        )
-    return [version for name, text in found if (version := workspace.find(name, text))]
-
-
-@dataclass(frozen=True, slots=True)
-class SetAside:
-    """One row or line in quarantine, and the version that does without it."""
-
-    asset: str
-    version: str
-    row: Quarantined
-
-
-def quarantine(workspace: Workspace) -> list[SetAside]:
-    """What the newest version of each asset does without, whether that version passed or not; sorted by asset, reason and item."""
-    with workspace.database.reader() as connection:
-        found = connection.execute(
-            """WITH newest AS (
-                   SELECT asset, version FROM versions
-                   QUALIFY row_number() OVER (PARTITION BY asset ORDER BY created_at DESC, rowid DESC) = 1
-               )
-               SELECT asset, version, item, reason, detail, text FROM quarantine JOIN newest USING (asset, version)
-               ORDER BY asset, reason, item"""
-        ).fetchall()
-    return [SetAside(asset, version, Quarantined(*row)) for asset, version, *row in found]
+from udrl_pipeline.audit.changes import changed_settings
+from udrl_pipeline.store.workspace import Version, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +77,7 @@ class _Rehearsal(Workspace):
         parents = self._inputs["parents"]
         if changed := [name for name, version in parents.items() if current.parents.get(name) != version]:
             return f"{' and '.join(changed)} changed"
-        if changed := sorted(_changed(current.params, self._inputs["params"])):
+        params = {name: value for name, value in self._inputs["params"].items() if name in current.params}  # the others are no settings
+        if changed := [change.name for change in changed_settings(current.params, params)]:
             return f"settings have changed: {', '.join(changed)}"
         return "its input has changed"
-
-
-def _changed(before: Any, after: Any, name: str = "") -> Iterator[str]:
-    """The dotted names of the settings that differ; `before` comes from the ledger's JSON."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in before.keys() & after.keys():
-            yield from _changed(before[key], after[key], f"{name}.{key}" if name else key)
-    elif canonical(before) != canonical(after):
-        yield name

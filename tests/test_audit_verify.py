@@ -1,0 +1,155 @@
+"""`udrl audit verify`: whatever is touched after it was made is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from conftest import FakeEngine
+from udrl_pipeline import audit, corpus
+from udrl_pipeline.audit.verify import Fault, verify
+from udrl_pipeline.cli import main
+from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.intents import asset as intents
+from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.versioning import file_sha256
+
+
+@pytest.fixture
+def made(load: Callable[..., Settings], teacher: FakeEngine) -> Workspace:
+    """Intents and a corpus, twice: with six ideas and with seven."""
+    for ideas in (6, 7):
+        workspace = Workspace(load({"intents.builtin": ideas}), run_id=f"run-{ideas}")
+        workspace.begin_run()
+        intents.build(workspace)
+        corpus.build(workspace)
+    return workspace
+
+
+def folder(workspace: Workspace, asset: str = "teacher_corpus") -> Path:
+    return workspace.version_folder(asset, workspace.parents(asset)[asset])
+
+
+def edit(workspace: Workspace, statement: str) -> None:
+    with duckdb.connect(str(workspace.database.path)) as connection:
+        connection.execute(statement)
+
+
+def test_what_nobody_touched_has_no_fault(made: Workspace) -> None:
+    assert verify(made) == []
+    intents.build(made)
+    assert verify(made) == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (lambda at: (at / "rows.parquet").write_bytes((at / "rows.parquet").read_bytes()[:-1] + b"?"), "rows.parquet (changed)"),
+        (lambda at: (at / "rows.parquet").unlink(), "rows.parquet (missing)"),
+        (lambda at: (at / "notes.txt").touch(), "notes.txt (unknown)"),
+        (lambda at: (at / "manifest.json").write_text("{"), "no readable manifest"),
+        (lambda at: shutil.rmtree(at), "no readable manifest"),
+    ],
+)
+def test_a_touched_folder_is_named(made: Workspace, harm: Callable[[Path], object], what: str) -> None:
+    at = folder(made)
+    harm(at)
+    [fault] = verify(made)
+    assert (fault.asset, fault.version) == ("teacher_corpus", at.name)
+    assert what in fault.what
+
+
+def test_rows_that_were_forged_together_with_their_manifest_no_longer_hash_to_the_version(made: Workspace) -> None:
+    at = folder(made)
+    rows = pd.read_parquet(at / "rows.parquet")
+    rows.loc[0, "text"] = "Buy now"
+    rows.to_parquet(at / "rows.parquet")
+    manifest = json.loads((at / "manifest.json").read_text())
+    manifest["files"]["rows.parquet"] = file_sha256(at / "rows.parquet")
+    (at / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(made) == [Fault("teacher_corpus", at.name, f"its rows hash to {corpus.content_of(rows)}")]
+
+
+def test_a_manifest_that_tells_another_story_than_the_ledger_is_named(made: Workspace) -> None:
+    at = folder(made)
+    manifest = json.loads((at / "manifest.json").read_text())
+    manifest["params"]["temperature"] = 0.1
+    (at / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(made) == [Fault("teacher_corpus", at.name, "the manifest's params is not the ledger's")]
+
+
+CHAIN = "its row in the ledger, or the one before it, was edited, removed or slipped in"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE versions SET verdict = 'FAIL' WHERE rowid = 1",
+        "UPDATE versions SET created_at = created_at - INTERVAL 1 DAY WHERE rowid = 1",
+        "UPDATE parents SET parent_version = parent_version || '0' WHERE asset = 'teacher_corpus'",
+        "DELETE FROM versions WHERE rowid = 1",
+        "UPDATE versions SET seal = NULL WHERE rowid = 1",
+    ],
+)
+def test_an_edited_ledger_is_named(made: Workspace, statement: str) -> None:
+    edit(made, statement)
+    assert CHAIN in {fault.what for fault in verify(made)}
+
+
+def test_the_chain_begins_after_rows_from_before_there_were_seals(made: Workspace) -> None:
+    edit(made, "UPDATE versions SET seal = NULL")
+    assert verify(made) == []
+    corpus.build(Workspace(made.settings.model_copy(update={"teacher": made.settings.teacher.model_copy(update={"samples": 2})}), "run-8"))
+    assert verify(made) == []
+
+
+def test_a_folder_that_the_ledger_does_not_hold_is_named(made: Workspace) -> None:
+    shutil.copytree(folder(made), made.folder / "teacher_corpus" / "0123456789abcdef")
+    [fault] = verify(made)
+    assert (fault.asset, fault.version) == ("teacher_corpus", "0123456789abcdef")
+    assert "is not in the ledger" in fault.what
+
+
+def test_one_version_can_be_verified_alone(made: Workspace) -> None:
+    (folder(made) / "rows.parquet").unlink()
+    older = audit.versions(made, "teacher_corpus")[-1]
+    assert verify(made, older) == []
+    assert len(verify(made, audit.versions(made, "teacher_corpus")[0])) == 1
+
+
+def test_a_version_is_found_by_its_first_digits(made: Workspace) -> None:
+    version = audit.versions(made, "teacher_corpus")[0]
+    assert audit.resolve(made, version.version[:6]) == version
+    assert audit.resolve(made, f"teacher_corpus@{version.version}") == version
+    with pytest.raises(UdrlError, match="there is no version 'intents@"):
+        audit.resolve(made, f"intents@{version.version}")
+    with pytest.raises(UdrlError, match="there is no version ''"):
+        audit.resolve(made, "")
+
+
+def test_digits_that_two_versions_share_are_an_error_that_names_both(made: Workspace) -> None:
+    for asset in ("one", "two"):
+        made.record(asset, version="abcd", fingerprint="f", code_version="c", rows=1, params={}, parents={}, facts={}, write=lambda _: None)
+    with pytest.raises(UdrlError, match=r"'ab' is more than one version(.|\n)*two@abcd, one@abcd|one@abcd, two@abcd"):
+        audit.resolve(made, "ab")
+    assert audit.resolve(made, "two@ab").asset == "two"
+
+
+def test_the_command_ends_with_1_where_something_was_touched(made: Workspace, params: Path) -> None:
+    arguments = ["audit", "verify", "--params", str(params)]
+    clean = CliRunner().invoke(main, arguments)
+    assert (clean.exit_code, clean.stdout) == (0, "4 versions: nothing was touched\n")
+    at = folder(made)
+    (at / "rows.parquet").unlink()
+    result = CliRunner().invoke(main, [*arguments, "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == [
+        {"asset": "teacher_corpus", "version": at.name, "what": "files differ from the manifest: rows.parquet (missing)"}
+    ]
+    assert "rows.parquet (missing)" in " ".join(CliRunner().invoke(main, [*arguments, at.name]).stdout.split())

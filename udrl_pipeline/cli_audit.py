@@ -1,0 +1,89 @@
+"""`udrl audit`: questions to the ledger. Every answer is a table, or JSON with `--json`."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from udrl_pipeline import cli_output
+from udrl_pipeline.cli_settings import read_settings, settings_options
+
+
+@click.group()
+def audit() -> None:
+    """Ask the ledger what was made from what."""
+
+
+@audit.command("versions")
+@click.argument("asset", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of the table.")
+@settings_options
+def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
+    """List the versions of ASSET (default: of all assets), the newest first, each with those it was made from."""
+    from udrl_pipeline.audit import versions
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    found = versions(workspace, asset)
+    current = {name: version.version for name in {v.asset for v in found} if (version := workspace.current(name))}
+    if as_json:
+        keys = ("asset", "version", "created_at", "rows", "verdict", "parents", "run_id", "code_version", "params", "facts")
+        listed = [{key: getattr(v, key) for key in keys} | {"current": current.get(v.asset) == v.version} for v in found]
+        click.echo(json.dumps(listed, default=str))
+        return
+    rows = []
+    for v in found:
+        mark = "*" if current.get(v.asset) == v.version else ""
+        rows.append((v.asset, v.version + mark, f"{v.created_at.astimezone():%Y-%m-%d %H:%M}", f"{v.rows:,}", v.verdict))
+        rows += [(f"  from {parent}", version, "", "", "") for parent, version in sorted(v.parents.items())]
+    cli_output.show_table(("asset", "version", "time", "rows", "verdict"), rows, right=("rows",))
+    click.echo("* current" if found else "no version yet: `udrl run` makes them")
+
+
+@audit.command("quarantine")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of all rows instead of the summary.")
+@settings_options
+def audit_quarantine(as_json: bool, **chosen: Any) -> None:
+    """Show what the newest version of each asset does without, and why."""
+    from udrl_pipeline.audit import quarantine
+    from udrl_pipeline.store.workspace import Workspace
+
+    found = quarantine(Workspace(read_settings(**chosen)))
+    if as_json:
+        click.echo(json.dumps([{"asset": s.asset, "version": s.version, **asdict(s.row)} for s in found], ensure_ascii=False))
+        return
+    groups: dict[tuple[str, str], list[str]] = {}
+    for s in found:
+        groups.setdefault((s.asset, s.row.reason), []).append(f"{s.row.item}  {s.row.text}")
+    rows = [(asset, reason, f"{len(items):,}", items[0][:160]) for (asset, reason), items in groups.items()]
+    if rows:
+        cli_output.show_table(("asset", "reason", "rows", "for example"), rows, right=("rows",))
+    click.echo("--json lists every row" if rows else "nothing is in quarantine")
+
+
+@audit.command("verify")
+@click.argument("version", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of the faults instead of the table.")
+@settings_options
+def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
+    """Recompute every hash: of the folders, of their rows, and of the ledger's chain. VERSION looks at one version alone.
+
+    Names what was changed, is missing or does not belong, and then ends with exit code 1.
+    """
+    from udrl_pipeline.audit import resolve, versions
+    from udrl_pipeline.audit.verify import verify
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    only = resolve(workspace, version) if version else None
+    faults = verify(workspace, only)
+    if as_json:
+        click.echo(json.dumps([asdict(fault) for fault in faults]))
+    elif faults:
+        cli_output.show_table(("asset", "version", "what is wrong"), [(f.asset, f.version, f.what) for f in faults])
+    else:
+        looked_at = 1 if only else len(versions(workspace))
+        click.echo(f"{looked_at} version{'s' if looked_at != 1 else ''}: nothing was touched")
+    if faults:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,47 @@
+"""The chain of the ledger: a version's row is hashed together with its parents, its checks and the seal of the row before it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import duckdb
+
+from udrl_pipeline.versioning import content_hash
+
+_COLUMNS = "asset, version, fingerprint, code_version, rows, verdict, run_id, created_at, params, facts"
+_PARENTS = "SELECT DISTINCT parent_asset, parent_version FROM parents WHERE asset = ? AND version = ? AND fingerprint = ?"
+_CHECKS = "SELECT expectation, passed, blocking, observed FROM quality_results WHERE asset = ? AND version = ? AND run_id = ?"
+_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """One row of the ledger: the seal it carries (None in rows from before there were seals), and the one it should carry."""
+
+    asset: str
+    version: str
+    seal: str | None
+    expected: str
+
+
+def seal(connection: duckdb.DuckDBPyConnection, row: Sequence[Any], previous: str) -> str:
+    """The seal of a row (the columns of `versions` without the seal), whose parents and checks have been entered."""
+    asset, version, fingerprint, run_id, created_at = row[0], row[1], row[2], row[6], row[7]
+    parents = connection.execute(_PARENTS, [asset, version, fingerprint]).fetchall()
+    checks = connection.execute(_CHECKS, [asset, version, run_id]).fetchall()
+    microseconds = (created_at - _START) // timedelta(microseconds=1)  # the same in every time zone
+    return content_hash([previous, *row[:7], microseconds, *row[8:], sorted(parents), sorted(checks)], 64)
+
+
+def last_seal(connection: duckdb.DuckDBPyConnection) -> str:
+    found = connection.execute("SELECT seal FROM versions ORDER BY rowid DESC LIMIT 1").fetchone()
+    return (found[0] if found else None) or ""
+
+
+def chain(connection: duckdb.DuckDBPyConnection) -> Iterator[Sealed]:
+    """Every row of the ledger, in its order."""
+    previous = ""
+    for *row, carried in connection.execute(f"SELECT {_COLUMNS}, seal FROM versions ORDER BY rowid").fetchall():
+        yield Sealed(row[0], row[1], carried, seal(connection, row, previous))
+        previous = carried or ""
