@@ -87,3 +87,37 @@ def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
         click.echo(f"{looked_at} version{'s' if looked_at != 1 else ''}: nothing was touched")
     if faults:
         raise click.exceptions.Exit(1)
+
+
+@audit.command("diff")
+@click.argument("before")
+@click.argument("after")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
+@settings_options
+def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
+    """Tell what changed from version BEFORE to version AFTER of an asset, and why: settings, code, and what it was made from."""
+    from udrl_pipeline.audit import resolve
+    from udrl_pipeline.audit.difference import difference
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    found = difference(workspace, resolve(workspace, before), resolve(workspace, after))
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
+        return
+    click.echo(f"{found.a.asset}  {found.a.version} -> {found.b.version}  ({found.a.rows:,} -> {found.b.rows:,} rows)")
+    if causes := found.causes():
+        cli_output.show_table(("why", "", "before -> after"), causes)
+    if found.rows:
+        counts = [
+            (what, task, source[:24], f"{count:,}") for what, of_them in found.rows.items() for (task, source), count in of_them.items()
+        ]
+        cli_output.show_table(("rows", "task", "source", "count"), counts, right=("count",))
+        examples = [
+            (what, " ".join(f"{name}={value}" for name, value in row.items())) for what, rows in found.samples.items() for row in rows
+        ]
+        cli_output.show_table(("for example", ""), examples)
+    elif not causes and not found.facts:
+        click.echo("the same")
+    if found.facts:
+        cli_output.show_table(("figure", "before", "after"), [(c.name, str(c.before), str(c.after)) for c in found.facts])
