@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY
+from udrl_pipeline.recorded import HELD_BACK
+from udrl_pipeline.settings import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -71,14 +73,17 @@ def rows(project: Path) -> tuple[int, int]:
 
 
 def test_kills_lose_and_double_nothing_and_new_intents_cost_their_own_rows_alone(project: Path) -> None:
-    run_until(project, r"^  \d+ of 60 rows")
+    settings = load(project / "params.yaml", preset="")
+    per_idea = len(settings.tasks.names) * settings.teacher.samples
+    planned, unrecorded = settings.intents.builtin * per_idea, HELD_BACK * per_idea
+    run_until(project, rf"^  \d+ of {unrecorded} rows")
     log = run_until(project, r"^  step (2[1-9]|[3-5]\d) of 60")
     missing = int(re.findall(r"(\d+) rows are missing", log)[0])
-    assert 0 < missing < 60
+    assert 0 < missing < unrecorded
     first, log = run(project)
     assert "resuming from step 20 of 60" in log
     assert first["student/udrl"]["train_steps"] == 40
-    assert rows(project) == (12960, 12960)
+    assert rows(project) == (planned, planned)
 
     # -- nothing has changed
     again, _ = run(project)
@@ -92,7 +97,7 @@ def test_kills_lose_and_double_nothing_and_new_intents_cost_their_own_rows_alone
     values["intents"]["sources"] = ["ideas.csv"]
     params.write_text(yaml.safe_dump(values), encoding="utf-8")
     grown, _ = run(project)
-    assert grown["teacher_corpus"]["teacher_rows"] == len(IDEAS) * 3
-    assert rows(project) == (12960 + 60, 12960 + 60)
+    assert grown["teacher_corpus"]["teacher_rows"] == len(IDEAS) * per_idea
+    assert rows(project) == (planned + len(IDEAS) * per_idea,) * 2
     assert grown["student/udrl"]["train_steps"] == 60
     assert all(asset["changed"] for asset in grown.values())
