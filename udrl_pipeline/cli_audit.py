@@ -2,12 +2,17 @@
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from udrl_pipeline import cli_output
 from udrl_pipeline.cli_settings import read_settings, settings_options
+from udrl_pipeline.errors import UdrlError
+
+if TYPE_CHECKING:
+    from udrl_pipeline.audit.lineage import RowTrace
+    from udrl_pipeline.store.workspace import Version
 
 
 @click.group()
@@ -121,3 +126,49 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
         click.echo("the same")
     if found.facts:
         cli_output.show_table(("figure", "before", "after"), [(c.name, str(c.before), str(c.after)) for c in found.facts])
+
+
+@audit.command("trace")
+@click.argument("version", required=False)
+@click.option("--row", metavar="KEY", help="Follow one row instead of a version.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tree.")
+@settings_options
+def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: Any) -> None:
+    """Follow VERSION up to the teacher's weights and the files of ideas, and down to the reports made from it."""
+    from udrl_pipeline.audit import lineage, resolve
+    from udrl_pipeline.store.workspace import Workspace
+
+    if (version is None) == (row is None):
+        raise UdrlError("neither a version nor a row, or both", where="udrl audit trace", remedy="name a version, or a row with --row KEY")
+    workspace = Workspace(read_settings(**chosen))
+    if row:
+        _show_row(lineage.trace_row(workspace, row), as_json)
+        return
+    start = resolve(workspace, version or "")
+    up, down = lineage.upwards(workspace, start), lineage.downwards(workspace, start)
+    if as_json:
+        click.echo(json.dumps({"up": up.as_dict(), "down": down.as_dict()}, ensure_ascii=False))
+        return
+    click.echo("made from")
+    for depth, found in up.walk(1):
+        click.echo(_line(depth, found))
+        for name, value in lineage.origin(found).items():
+            click.echo(f"{'  ' * (depth + 1)}{name}: {value if isinstance(value, str | int) else json.dumps(value)}")
+    click.echo("used by")
+    for depth, found in list(down.walk())[1:]:
+        click.echo(_line(depth, found))
+
+
+def _line(depth: int, found: "Version") -> str:
+    return f"{'  ' * depth}{found.asset} {found.version}  {found.created_at.astimezone():%Y-%m-%d %H:%M}  {found.rows:,} rows"
+
+
+def _show_row(found: "RowTrace", as_json: bool) -> None:
+    if as_json:
+        touched = [{"asset": v.asset, "version": v.version} for v in found.touched]
+        click.echo(json.dumps({"row": found.row, "places": found.places, "touched": touched}, ensure_ascii=False))
+        return
+    cli_output.show_table(("the row", ""), [(name, str(value)) for name, value in found.row.items()])
+    places = [(p["asset"], p["version"], " ".join(f"{n}={v}" for n, v in p.items() if n not in ("asset", "version"))) for p in found.places]
+    cli_output.show_table(("where", "version", "as"), places)
+    cli_output.show_table(("touched", "version"), [(v.asset, v.version) for v in found.touched])
