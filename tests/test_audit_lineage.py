@@ -47,15 +47,12 @@ def put(workspace: Workspace, asset: str, version: str, parents: dict[str, str],
 def test_a_report_leads_up_to_the_teacher_and_the_ideas(workspace: Workspace) -> None:
     report = workspace.find("evaluation_report", "r1")
     assert report is not None
-    found = [(depth, version.asset) for depth, version in upwards(workspace, report).walk()]
-    above = ["teacher_corpus", "intents"]
-    assert found == [
-        (0, "evaluation_report"),
-        (1, "labeled_dataset"), *((n, asset) for n, asset in enumerate(above, 2)),
-        (1, "student/udrl"), (2, "labeled_dataset"), *((n, asset) for n, asset in enumerate(above, 3)),
-        (2, "student/udrl"), (3, "labeled_dataset"), *((n, asset) for n, asset in enumerate(above, 4)),
+    assert [(depth, version.asset, again) for depth, version, again in upwards(workspace, report).walk()] == [
+        (0, "evaluation_report", False),
+        (1, "labeled_dataset", False), (2, "teacher_corpus", False), (3, "intents", False),
+        (1, "student/udrl", False), (2, "labeled_dataset", True), (2, "student/udrl", False), (3, "labeled_dataset", True),
     ]  # fmt: skip
-    origins = {version.asset: origin(version) for _, version in upwards(workspace, report).walk()}
+    origins = {version.asset: origin(version) for _, version, _ in upwards(workspace, report).walk()}
     assert origins["intents"] == {"built-in ideas": 3, "files": []}
     assert origins["teacher_corpus"]["teacher"] == workspace.settings.teacher.model.sha256
     assert origins["student/udrl"] == {}
@@ -64,8 +61,8 @@ def test_a_report_leads_up_to_the_teacher_and_the_ideas(workspace: Workspace) ->
 def test_a_dataset_leads_down_to_the_students_and_reports(workspace: Workspace) -> None:
     dataset = workspace.find("labeled_dataset", "d1")
     assert dataset is not None
-    assert [(depth, v.version) for depth, v in downwards(workspace, dataset).walk()] == [
-        (0, "d1"), (1, "s1"), (2, "s2"), (3, "r1"), (1, "s2"), (2, "r1"), (1, "r1"),
+    assert [(depth, v.version, again) for depth, v, again in downwards(workspace, dataset).walk()] == [
+        (0, "d1", False), (1, "s1", False), (2, "s2", False), (3, "r1", False), (1, "s2", True), (1, "r1", True),
     ]  # fmt: skip
 
 

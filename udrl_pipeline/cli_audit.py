@@ -150,13 +150,15 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
         click.echo(json.dumps({"up": up.as_dict(), "down": down.as_dict()}, ensure_ascii=False))
         return
     click.echo("made from")
-    for depth, found in up.walk(1):
-        click.echo(_line(depth, found))
+    for depth, found, again in up.walk(1):
+        click.echo(_line(depth, found) + ("  (as above)" if again else ""))
+        if again:
+            continue
         for name, value in lineage.origin(found).items():
             click.echo(f"{'  ' * (depth + 1)}{name}: {value if isinstance(value, str | int) else json.dumps(value)}")
-    click.echo("used by")
-    for depth, found in list(down.walk())[1:]:
-        click.echo(_line(depth, found))
+    click.echo("used by" if down.next else "used by nothing")
+    for depth, found, again in list(down.walk())[1:]:
+        click.echo(_line(depth, found) + ("  (as above)" if again else ""))
 
 
 def _line(depth: int, found: "Version") -> str:

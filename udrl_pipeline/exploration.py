@@ -8,11 +8,13 @@ most of the gain lies is reported by Quark (arXiv 2205.13636), RiC (2402.10207) 
 Round 1 samples `student/udrl`; round n samples the student of round n - 1 and keeps the texts of the rounds before.
 """
 
+import itertools
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pandas as pd
 
@@ -117,7 +119,7 @@ def sampled_student(workspace: Workspace) -> Version:
     )
 
 
-def _missing_student(what: str, remedy: str) -> Version:
+def _missing_student(what: str, remedy: str) -> NoReturn:
     raise StudentError(what, where="params.yaml: rounds.number", remedy=f"run `{remedy}` first")
 
 
@@ -160,21 +162,29 @@ def _write_missing(workspace: Workspace, sampled: Version, planned: list[Planned
 
         workspace.check_files(sampled.asset, sampled.version)
         student = Student.load(workspace.version_folder(sampled.asset, sampled.version))
-        missing.sort(key=lambda text: text.command.words or 0)  # texts of one length end together
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            corpus.commit_rows(workspace, _sample(workspace, student, sampled, chunk, start))
-            done, seconds = start + len(chunk), time.monotonic() - began
-            logger.info("%d of %d texts, %.0f s left", done, len(missing), seconds / done * (len(missing) - done))
+        done = 0
+        for chunk in _chunks(missing):
+            corpus.commit_rows(workspace, _sample(workspace, student, sampled, chunk))
+            done += len(chunk)
+            left = (time.monotonic() - began) / done * (len(missing) - done)
+            logger.info("%d of %d texts, %.0f s left", done, len(missing), left)
     seconds = round(time.monotonic() - began, 1)
     return corpus.find_rows(workspace, [text.row_key for text in planned]), {"sampled_texts": len(missing), "sampling_seconds": seconds}
 
 
-def _sample(workspace: Workspace, student: "Student", sampled: Version, chunk: list[PlannedText], start: int) -> list[tuple[Any, ...]]:
+def _chunks(missing: list[PlannedText]) -> Iterator[list[PlannedText]]:
+    """Chunks of one sample index each: what is drawn for a text then depends on that alone, not on where a killed round stopped."""
+    ordered = sorted(missing, key=lambda text: (text.sample, text.command.words or 0))  # texts of one length end together
+    for _, of_sample in itertools.groupby(ordered, key=lambda text: text.sample):
+        texts = list(of_sample)
+        yield from (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
+
+
+def _sample(workspace: Workspace, student: "Student", sampled: Version, chunk: list[PlannedText]) -> list[tuple[Any, ...]]:
     import transformers
 
     sampling = workspace.settings.evaluation.sampling
-    texts = student.generate([text.command for text in chunk], **sampling | {"seed": sampling["seed"] + start})
+    texts = student.generate([text.command for text in chunk], **sampling | {"seed": sampling["seed"] + chunk[0].sample})
     now, rendering = datetime.now(UTC), code_version(["commands.py"])
     return [
         (

@@ -18,11 +18,15 @@ class Node:
     version: Version
     next: list["Node"] = field(default_factory=list)
 
-    def walk(self, depth: int = 0) -> Iterator[tuple[int, Version]]:
-        """The version and all behind it, each with its depth."""
-        yield depth, self.version
-        for node in self.next:
-            yield from node.walk(depth + 1)
+    def walk(self, depth: int = 0, seen: set[tuple[str, str]] | None = None) -> Iterator[tuple[int, Version, bool]]:
+        """The version and all behind it: (depth, version, whether it stood before); what stood before is not followed again."""
+        seen = set() if seen is None else seen
+        key = (self.version.asset, self.version.version)
+        yield depth, self.version, key in seen
+        if key not in seen:
+            seen.add(key)
+            for node in self.next:
+                yield from node.walk(depth + 1, seen)
 
     def as_dict(self) -> dict[str, Any]:
         version = self.version
@@ -102,7 +106,7 @@ def trace_row(workspace: Workspace, key: str) -> RowTrace:
     for place in places:
         version = workspace.find(place["asset"], place["version"])
         if version and version.asset != corpus.ASSET and "set aside" not in place:  # a student learns from datasets, not from the corpus
-            for _, made in list(downwards(workspace, version).walk())[1:]:
+            for _, made, _ in list(downwards(workspace, version).walk())[1:]:
                 touched[made.asset, made.version] = made
     return RowTrace({name: _plain(value) for name, value in found.iloc[0].items()}, places, list(touched.values()))
 
