@@ -23,6 +23,7 @@ from udrl_pipeline.models import digest_of
 from udrl_pipeline.recorded import recorded_rows
 from udrl_pipeline.settings import Settings, TeacherSettings
 from udrl_pipeline.store.database import translate, typed_errors
+from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 from udrl_pipeline.tasks import Task
 from udrl_pipeline.teacher import Refusal, Reply, Request, open_engine
@@ -298,7 +299,7 @@ def _publish(
         rows=len(frame),
         facts=facts,
         quarantined=refused,
-        write=lambda folder: frame.to_parquet(folder / "rows.parquet", compression="zstd", index=False),
+        write=lambda folder: write_table(frame, folder / "rows.parquet"),
         **record,
     )
 

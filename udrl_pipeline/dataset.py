@@ -9,6 +9,7 @@ import pandas as pd
 from udrl_pipeline import corpus, quality, rewards
 from udrl_pipeline.errors import QualityError
 from udrl_pipeline.intents.asset import read_intents
+from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.versioning import canonical, code_version, content_hash, rows_hash
 
@@ -61,7 +62,7 @@ def build(workspace: Workspace) -> Version:
             facts=_facts(kept, edges) | {"quarantined": examined.row_key.nunique() - len(kept), "candidates": len(examined)},
             expectations=expected,
             quarantined=quarantined,
-            write=lambda folder: kept.to_parquet(folder / "rows.parquet", compression="zstd", index=False),
+            write=lambda folder: write_table(kept, folder / "rows.parquet"),
             started=started,
             work={"scored_rows": scored},
         )

@@ -21,6 +21,7 @@ import pandas as pd
 from udrl_pipeline import audit, corpus, dataset, quality, rewards
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
+from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.versioning import ROW_KEY_DIGITS, canonical, code_version, content_hash, unit_draw
 
@@ -97,7 +98,7 @@ def build(workspace: Workspace) -> Version:
             facts=_facts(pool, edges, len(written), sampled, options.number) | work,
             expectations=expected,
             quarantined=quarantined,
-            write=lambda folder: pool.to_parquet(folder / "rows.parquet", compression="zstd", index=False),
+            write=lambda folder: write_table(pool, folder / "rows.parquet"),
             started=started,
             work=work,
         )

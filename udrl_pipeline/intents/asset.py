@@ -6,6 +6,7 @@ import pandas as pd
 
 from udrl_pipeline.errors import IntentsError
 from udrl_pipeline.intents import EDITIONS, Intent, collect
+from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace
 from udrl_pipeline.versioning import code_version, rows_hash
 
@@ -67,7 +68,7 @@ def build(workspace: Workspace) -> Version:
                 ),
             ],
             quarantined=[Quarantined(s.where, s.reason, "", s.text) for s in intents.set_aside],
-            write=lambda folder: frame.to_parquet(folder / "intents.parquet", compression="zstd", index=False),
+            write=lambda folder: write_table(frame, folder / "intents.parquet"),
             started=started,
         )
 
