@@ -48,6 +48,7 @@ LABELED_DATASET = _schema(
     ("tokens", "int", "the teacher's own tokens"),
     ("asked_words", "int", "the length that the teacher was asked for (words)"),
     ("source", "string", "digest of the teacher's weights"),
+    ("run_id", "string", "the run that wrote it"),
     ("relevance", "float", "cosine of the sentence embeddings of intent and text"),
     ("fidelity", "float", "relevance up to its cap, 0 to 1"),
     ("gain", "float", "share of new content words up to its cap, 0 to 1"),

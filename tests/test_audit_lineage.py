@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from conftest import FakeEngine
 from udrl_pipeline import corpus
+from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.lineage import downwards, origin, trace_row, upwards
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import UdrlError
@@ -47,12 +48,12 @@ def put(workspace: Workspace, asset: str, version: str, parents: dict[str, str],
 def test_a_report_leads_up_to_the_teacher_and_the_ideas(workspace: Workspace) -> None:
     report = workspace.find("evaluation_report", "r1")
     assert report is not None
-    assert [(depth, version.asset, again) for depth, version, again in upwards(workspace, report).walk()] == [
+    assert [(depth, version.asset, again) for depth, version, again in upwards(Book(workspace), report).walk()] == [
         (0, "evaluation_report", False),
         (1, "labeled_dataset", False), (2, "teacher_corpus", False), (3, "intents", False),
         (1, "student/udrl", False), (2, "labeled_dataset", True), (2, "student/udrl", False), (3, "labeled_dataset", True),
     ]  # fmt: skip
-    origins = {version.asset: origin(version) for _, version, _ in upwards(workspace, report).walk()}
+    origins = {version.asset: origin(version) for _, version, _ in upwards(Book(workspace), report).walk()}
     assert origins["intents"] == {"built-in ideas": 3, "files": []}
     assert origins["teacher_corpus"]["teacher"] == workspace.settings.teacher.model.sha256
     assert origins["student/udrl"] == {}
@@ -61,7 +62,7 @@ def test_a_report_leads_up_to_the_teacher_and_the_ideas(workspace: Workspace) ->
 def test_a_dataset_leads_down_to_the_students_and_reports(workspace: Workspace) -> None:
     dataset = workspace.find("labeled_dataset", "d1")
     assert dataset is not None
-    assert [(depth, v.version, again) for depth, v, again in downwards(workspace, dataset).walk()] == [
+    assert [(depth, v.version, again) for depth, v, again in downwards(Book(workspace), dataset).walk()] == [
         (0, "d1", False), (1, "s1", False), (2, "s2", False), (3, "r1", False), (1, "s2", True), (1, "r1", True),
     ]  # fmt: skip
 
@@ -70,7 +71,7 @@ def test_a_row_is_followed_through_every_version(workspace: Workspace) -> None:
     made = workspace.current("teacher_corpus")
     assert made is not None
     rows = corpus.read_rows(workspace, made.version)
-    found = trace_row(workspace, rows.row_key[1])
+    found = trace_row(workspace, Book(workspace), rows.row_key[1])
     assert {name: found.row[name] for name in ("text", "source", "run_id")} == {
         "text": rows.text[1], "source": workspace.settings.teacher.model.sha256, "run_id": "run-1",
     }  # fmt: skip
@@ -78,20 +79,20 @@ def test_a_row_is_followed_through_every_version(workspace: Workspace) -> None:
         {"asset": "teacher_corpus", "version": made.version, "asked_words": rows.asked_words[1]},
         {"asset": "labeled_dataset", "version": "d1", "split": "train", "reward": 0.9, "quality": 4},
     ]
-    assert [version.version for version in found.touched] == ["s1", "s2", "r1"]
+    assert [touched.version.version for touched in found.touched] == ["s1", "s2", "r1"]
 
 
 def test_a_row_that_was_set_aside_touched_no_student(workspace: Workspace) -> None:
     made = workspace.current("teacher_corpus")
     assert made is not None
-    found = trace_row(workspace, corpus.read_rows(workspace, made.version).row_key[0])
+    found = trace_row(workspace, Book(workspace), corpus.read_rows(workspace, made.version).row_key[0])
     assert found.places[-1] == {"asset": "labeled_dataset", "version": "d1", "set aside": "finished"}
     assert found.touched == []
 
 
 def test_a_row_that_nobody_wrote_is_a_typed_error(workspace: Workspace) -> None:
     with pytest.raises(UdrlError, match="there is no row 'nothing'"):
-        trace_row(workspace, "nothing")
+        trace_row(workspace, Book(workspace), "nothing")
 
 
 def test_the_command_shows_the_tree_and_gives_json(workspace: Workspace, params: Path) -> None:

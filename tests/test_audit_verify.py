@@ -65,7 +65,7 @@ def test_a_touched_folder_is_named(made: Workspace, harm: Callable[[Path], objec
     assert what in fault.what
 
 
-def test_rows_that_were_forged_together_with_their_manifest_no_longer_hash_to_the_version(made: Workspace) -> None:
+def test_rows_that_were_forged_together_with_their_manifest_fit_neither_the_ledger_nor_the_version(made: Workspace) -> None:
     at = folder(made)
     rows = pd.read_parquet(at / "rows.parquet")
     rows.loc[0, "text"] = "Buy now"
@@ -73,7 +73,10 @@ def test_rows_that_were_forged_together_with_their_manifest_no_longer_hash_to_th
     manifest = json.loads((at / "manifest.json").read_text())
     manifest["files"]["rows.parquet"] = file_sha256(at / "rows.parquet")
     (at / "manifest.json").write_text(json.dumps(manifest))
-    assert verify(made) == [Fault("teacher_corpus", at.name, f"its rows hash to {corpus.content_of(rows)}")]
+    assert verify(made) == [
+        Fault("teacher_corpus", at.name, "the manifest's files are not the ledger's"),
+        Fault("teacher_corpus", at.name, f"its content hashes to {corpus.content_of(rows)}"),
+    ]
 
 
 def test_a_manifest_that_tells_another_story_than_the_ledger_is_named(made: Workspace) -> None:
@@ -81,7 +84,7 @@ def test_a_manifest_that_tells_another_story_than_the_ledger_is_named(made: Work
     manifest = json.loads((at / "manifest.json").read_text())
     manifest["params"]["temperature"] = 0.1
     (at / "manifest.json").write_text(json.dumps(manifest))
-    assert verify(made) == [Fault("teacher_corpus", at.name, "the manifest's params is not the ledger's")]
+    assert verify(made) == [Fault("teacher_corpus", at.name, "the manifest's params are not the ledger's")]
 
 
 CHAIN = "its row in the ledger, or the one before it, was edited, removed or slipped in"

@@ -38,7 +38,7 @@ def order(tokenizer, rows: pd.DataFrame = ROWS, **changed):  # type: ignore[no-u
 
 def test_the_loss_counts_the_text_and_its_end_but_not_the_prompt(tokenizer) -> None:  # type: ignore[no-untyped-def]
     command = Command("image", "fox", 6, 5)
-    (sequence,) = encode(tokenizer, SPACE, [command], [TEXTS[0]], 128)
+    (sequence,) = encode(tokenizer, SPACE, [command], [TEXTS[0]], ["key0"], 128)
     features = sequence.features()
     counted = [token for token, label in zip(features["input_ids"], features["labels"], strict=True) if label != IGNORED]
     assert tokenizer.decode(features["input_ids"][: len(sequence.prompt)]) == SPACE.render(command)
@@ -99,7 +99,7 @@ def test_each_condition_is_dropped_by_itself_on_its_share_of_rows() -> None:
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=5))
 def test_padding_changes_nothing_that_counts(answers: list[list[int]]) -> None:
-    batch = collate([TrainingSequence([7, 8], answer).features() for answer in answers], pad=0)
+    batch = collate([TrainingSequence([7, 8], answer, "key").features() for answer in answers], pad=0)
     for row, answer in enumerate(answers):
         mask = batch["attention_mask"][row].bool()
         assert batch["input_ids"][row][mask].tolist() == [7, 8, *answer]
@@ -107,6 +107,6 @@ def test_padding_changes_nothing_that_counts(answers: list[list[int]]) -> None:
 
 
 def test_a_text_that_does_not_fit_is_cut_and_has_no_end(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    (sequence,) = encode(tokenizer, SPACE, [Command("image", "fox")], [TEXTS[1]], 12)
+    (sequence,) = encode(tokenizer, SPACE, [Command("image", "fox")], [TEXTS[1]], ["key1"], 12)
     assert len(sequence.prompt) + len(sequence.answer) == 12
     assert tokenizer.eos_token_id not in sequence.answer

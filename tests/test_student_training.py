@@ -63,7 +63,7 @@ def test_a_student_is_a_folder_that_plain_transformers_loads(workspace: Workspac
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer("<|task:image|> red fox<|words:8|><|quality:5|><|text|>", return_tensors="pt")
     assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] == prompt.input_ids.shape[1] + 3
-    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja"}
+    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".parquet"}
     assert made.parents == {"labeled_dataset": workspace.parents("labeled_dataset")["labeled_dataset"]}
     assert workspace.manifest("student/udrl", made.version)["facts"]["covered_words"].keys() == {"image", "template", "search"}
 

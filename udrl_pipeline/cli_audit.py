@@ -7,42 +7,59 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from udrl_pipeline import cli_output
+from udrl_pipeline.cli_audit_acts import audit_checkout, audit_export, audit_forget
 from udrl_pipeline.cli_settings import read_settings, settings_options
 from udrl_pipeline.errors import UdrlError
 
 if TYPE_CHECKING:
+    from udrl_pipeline.audit.impact import Touched
     from udrl_pipeline.audit.lineage import RowTrace
     from udrl_pipeline.store.workspace import Version
 
 
 @click.group()
 def audit() -> None:
-    """Ask the ledger what was made from what."""
+    """Ask the ledger what was made from what, and whether it still is as it was.
+
+    \b
+    What exactly trained this model?            trace VERSION, versions
+    What changed between two versions, and why? diff BEFORE AFTER
+    What has this bad batch touched?            impact
+    Can I have the old version back?            checkout VERSION --to DIR
+    Has anybody touched it?                     verify
+    """
+
+
+for act in (audit_checkout, audit_export, audit_forget):
+    audit.add_command(act)
 
 
 @audit.command("versions")
 @click.argument("asset", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of the list.")
 @settings_options
 def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
-    """List the versions of ASSET (default: of all assets), the newest first, each with those it was made from."""
+    """List the versions of ASSET (default: of all assets), the newest first: what each was made from, by which run, and what
+    was set otherwise than for the version before it."""
     from udrl_pipeline.audit import versions
+    from udrl_pipeline.audit.history import history
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
-    found = versions(workspace, asset)
-    current = {name: version.version for name in {v.asset for v in found} if (version := workspace.current(name))}
+    found = history(workspace, versions(workspace, asset))
     if as_json:
-        keys = ("asset", "version", "created_at", "rows", "verdict", "parents", "run_id", "code_version", "params", "facts")
-        listed = [{key: getattr(v, key) for key in keys} | {"current": current.get(v.asset) == v.version} for v in found]
-        click.echo(json.dumps(listed, default=str))
+        click.echo(json.dumps([entry.as_dict() for entry in found], default=str))
         return
-    rows = []
-    for v in found:
-        mark = "*" if current.get(v.asset) == v.version else ""
-        rows.append((v.asset, v.version + mark, f"{v.created_at.astimezone():%Y-%m-%d %H:%M}", f"{v.rows:,}", v.verdict))
-        rows += [(f"  from {parent}", version, "", "", "") for parent, version in sorted(v.parents.items())]
-    cli_output.show_table(("asset", "version", "time", "rows", "verdict"), rows, right=("rows",))
+    for entry in found:
+        click.echo(
+            _line(0, entry.version) + (f"  {entry.version.verdict}" if entry.version.verdict != "PASS" else "") + "  *" * entry.current
+        )
+        for parent, version in sorted(entry.version.parents.items()):
+            click.echo(f"  from     {parent} {version}")
+        at = f"  at git {entry.git_sha[:12]}{' with uncommitted changes' * entry.git_dirty}" if entry.git_sha else ""
+        click.echo(f"  run      {entry.version.run_id}{at}")
+        for change in entry.changes:
+            click.echo(cli_output.wrapped("  changed  ", f"{change.name}: {change.before} -> {change.after}"))
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
 
 
@@ -136,18 +153,23 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
 def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: Any) -> None:
     """Follow VERSION up to the teacher's weights and the files of ideas, and down to the reports made from it."""
     from udrl_pipeline.audit import lineage, resolve
+    from udrl_pipeline.audit.book import Book
+    from udrl_pipeline.audit.rows import rows_of
     from udrl_pipeline.store.workspace import Workspace
 
     if (version is None) == (row is None):
         raise UdrlError("neither a version nor a row, or both", where="udrl audit trace", remedy="name a version, or a row with --row KEY")
     workspace = Workspace(read_settings(**chosen))
+    book = Book(workspace)
     if row:
-        _show_row(lineage.trace_row(workspace, row), as_json)
+        _show_row(lineage.trace_row(workspace, book, row), as_json)
         return
     start = resolve(workspace, version or "")
-    up, down = lineage.upwards(workspace, start), lineage.downwards(workspace, start)
+    up, down = lineage.upwards(book, start), lineage.downwards(book, start)
+    read = rows_of(workspace, start)
     if as_json:
-        click.echo(json.dumps({"up": up.as_dict(), "down": down.as_dict()}, ensure_ascii=False))
+        told = {"up": up.as_dict(), "down": down.as_dict()} | ({"trained_on": dict(read)} if read is not None else {})
+        click.echo(json.dumps(told, ensure_ascii=False))
         return
     click.echo("made from")
     for depth, found, again in up.walk(1):
@@ -156,6 +178,8 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
             continue
         for name, value in lineage.origin(found).items():
             click.echo(f"{'  ' * (depth + 1)}{name}: {value if isinstance(value, str | int) else json.dumps(value)}")
+    if read is not None:
+        click.echo(f"trained on {len(read):,} rows, {sum(read.values()):,} times in all (--json lists their keys)")
     click.echo("used by" if down.next else "used by nothing")
     for depth, found, again in list(down.walk())[1:]:
         click.echo(_line(depth, found) + ("  (as above)" if again else ""))
@@ -167,10 +191,50 @@ def _line(depth: int, found: "Version") -> str:
 
 def _show_row(found: "RowTrace", as_json: bool) -> None:
     if as_json:
-        touched = [{"asset": v.asset, "version": v.version} for v in found.touched]
+        touched = [_touched_as_dict(t) for t in found.touched]
         click.echo(json.dumps({"row": found.row, "places": found.places, "touched": touched}, ensure_ascii=False))
         return
     cli_output.show_table(("the row", ""), [(name, str(value)) for name, value in found.row.items()])
     places = [(p["asset"], p["version"], " ".join(f"{n}={v}" for n, v in p.items() if n not in ("asset", "version"))) for p in found.places]
     cli_output.show_table(("where", "version", "as"), places)
-    cli_output.show_table(("touched", "version"), [(v.asset, v.version) for v in found.touched])
+    cli_output.show_table(("touched", "version", "how"), [(t.version.asset, t.version.version, t.how) for t in found.touched])
+
+
+def _touched_as_dict(touched: "Touched") -> dict[str, Any]:
+    return {"asset": touched.version.asset, "version": touched.version.version, "how": touched.how}
+
+
+@audit.command("impact")
+@click.option("--row", metavar="KEY", help="One row.")
+@click.option("--intent", metavar="TEXT", help="All rows of an idea.")
+@click.option("--source", metavar="DIGEST", help="All rows that a teacher (by its digest) or a student (student/NAME@VERSION) wrote.")
+@click.option("--run", "run_id", metavar="ID", help="All rows that a run wrote, and the versions that it made.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@settings_options
+def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str | None, run_id: str | None, **chosen: Any) -> None:
+    """Name every version, student and report that a row, an idea, a source or a run has touched."""
+    from udrl_pipeline.audit import impact
+    from udrl_pipeline.audit.book import Book
+    from udrl_pipeline.store.workspace import Workspace
+
+    questions = (
+        (impact.impact_of_row, row),
+        (impact.impact_of_intent, intent),
+        (impact.impact_of_source, source),
+        (impact.impact_of_run, run_id),
+    )
+    asked = [(ask, value) for ask, value in questions if value is not None]
+    if len(asked) != 1:
+        raise UdrlError("one question at a time", where="udrl audit impact", remedy="give one of --row, --intent, --source, --run")
+    workspace = Workspace(read_settings(**chosen))
+    ask, value = asked[0]
+    found = ask(workspace, value)
+    book = Book(workspace)
+    if as_json:
+        touched = [_touched_as_dict(t) | {"current": book.is_current(t.version)} for t in found.touched]
+        click.echo(json.dumps({"what": found.what, "rows": found.rows, "touched": touched}, ensure_ascii=False))
+        return
+    click.echo(f"{found.what}: {found.rows:,} row{'s' if found.rows != 1 else ''} in the store")
+    rows = [(t.version.asset, t.version.version + "*" * book.is_current(t.version), t.how) for t in found.touched]
+    cli_output.show_table(("touched", "version", "how"), rows)
+    click.echo("* current" if found.touched else "it has touched nothing")

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -146,3 +147,8 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     Console(highlight=False).print(table)
+
+
+def wrapped(start: str, text: str) -> str:
+    """A line that begins with `start`, broken at 80 columns, what follows standing below the text."""
+    return textwrap.fill(text, 80, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False, break_on_hyphens=False)

@@ -109,6 +109,9 @@ def build(workspace: Workspace) -> Version:
         "source": source,
         "templates": {name: task.template_hash for name, task in workspace.tasks.items()},
     }
+    forgotten = workspace.forgotten().rows
+    if forgotten:
+        params["forgotten"] = rows_hash(forgotten)
     parents = workspace.parents("intents")
     fingerprint = workspace.fingerprint(ASSET, code, params, parents)
     with workspace.lock(ASSET):
@@ -121,13 +124,13 @@ def build(workspace: Workspace) -> Version:
                 where=f"intents {parents['intents']}",
                 remedy="run `udrl run --select intents` first",
             )
-        planned = plan(intents, workspace.tasks, settings, source)
+        planned, left_out = divide(plan(intents, workspace.tasks, settings, source), forgotten)
         missing = missing_rows(workspace, planned)
         imported = _import_recorded(workspace, missing) if settings.teacher.recorded and missing else 0
         missing = missing_rows(workspace, missing) if imported else missing
         refused, work = _generate(workspace, missing, source)
         return _publish(
-            workspace, planned, refused, fingerprint=fingerprint, code_version=code, params=params, parents=parents,
+            workspace, planned, refused + left_out, fingerprint=fingerprint, code_version=code, params=params, parents=parents,
             facts={"imported": imported}, started=started, work=work,
         )  # fmt: skip
 
@@ -140,6 +143,12 @@ class _Keyed(Protocol):
 
 
 Planned = TypeVar("Planned", bound=_Keyed)
+
+
+def divide(planned: Sequence[Planned], forgotten: frozenset[str]) -> tuple[list[Planned], list[Quarantined]]:
+    """The planned rows, less those that were forgotten, which are set aside without their text."""
+    left_out = [Quarantined(row.row_key, "forgotten", "", "") for row in planned if row.row_key in forgotten]
+    return [row for row in planned if row.row_key not in forgotten], left_out
 
 
 def missing_rows(workspace: Workspace, planned: Sequence[Planned]) -> list[Planned]:
@@ -158,14 +167,15 @@ def _import_recorded(workspace: Workspace, missing: list[PlannedRow]) -> int:
 def import_rows(workspace: Workspace, file: Path, wanted: set[str] | None = None) -> int:
     """Import rows and scores from a Parquet file that `udrl corpus export` wrote; all of them, or only `wanted` keys.
 
-    A key that is already there keeps its row. Returns the number of rows that are new.
+    A key that is already there keeps its row; what was forgotten is left out. Returns the number of rows that are new.
     """
     with workspace.database.writer() as connection:
         keys = pd.DataFrame({"row_key": sorted(wanted)}) if wanted is not None else None
-        condition = ""
+        condition = """WHERE row_key NOT IN (SELECT subject FROM tombstones WHERE kind = 'row')
+            AND sha256(intent_key) NOT IN (SELECT subject FROM tombstones WHERE kind = 'intent')"""
         if keys is not None:
             connection.register("wanted", keys)
-            condition = "WHERE row_key IN (SELECT row_key FROM wanted)"
+            condition += " AND row_key IN (SELECT row_key FROM wanted)"
         before = _count(connection)
         columns = ", ".join(COLUMNS[:-1])
         try:
@@ -174,7 +184,7 @@ def import_rows(workspace: Workspace, file: Path, wanted: set[str] | None = None
             )
             connection.execute(
                 f"""INSERT OR IGNORE INTO scores SELECT row_key, scorer_version, relevance FROM read_parquet(?)
-                    {condition or "WHERE true"} AND scorer_version IS NOT NULL""",
+                    {condition} AND scorer_version IS NOT NULL""",
                 [str(file)],
             )
         except duckdb.Error as error:
@@ -317,6 +327,13 @@ def find_rows(workspace: Workspace, keys: Sequence[str]) -> pd.DataFrame:
     with workspace.database.reader() as connection:
         connection.register("planned", pd.DataFrame({"row_key": keys}))
         return connection.execute(f"SELECT {', '.join(COLUMNS)} FROM rows JOIN planned USING (row_key) ORDER BY row_key").df()
+
+
+def keys_where(workspace: Workspace, condition: str, value: str) -> list[str]:
+    """The keys of the rows for which a condition with one `?` holds, sorted."""
+    with workspace.database.reader() as connection:
+        found = connection.execute(f"SELECT row_key FROM rows WHERE {condition} ORDER BY row_key", [value]).fetchall()
+    return [key for (key,) in found]
 
 
 def read_rows(workspace: Workspace, version: str) -> pd.DataFrame:

@@ -17,7 +17,7 @@ ASSET = "labeled_dataset"
 SOURCES = ("dataset.py", "rewards.py", "quality.py")
 EXPECTATIONS = quality.EXPECTATIONS
 COLUMNS = [
-    "row_key", "task", "intent", "intent_key", "split", "text", "words", "tokens", "asked_words", "source",
+    "row_key", "task", "intent", "intent_key", "split", "text", "words", "tokens", "asked_words", "source", "run_id",
     "relevance", "fidelity", "gain", "repetition", "reward", "quality",
 ]  # fmt: skip
 

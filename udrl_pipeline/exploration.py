@@ -23,7 +23,7 @@ from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.versioning import ROW_KEY_DIGITS, canonical, code_version, content_hash, unit_draw
+from udrl_pipeline.versioning import ROW_KEY_DIGITS, canonical, code_version, content_hash, rows_hash, unit_draw
 
 if TYPE_CHECKING:
     from udrl_pipeline.student.generation import Student
@@ -68,6 +68,9 @@ def build(workspace: Workspace) -> Version:
         "quality": settings.quality.model_dump(mode="json"),
         "quality_bins": settings.commands.quality_bins,
     }
+    forgotten = workspace.forgotten().rows
+    if forgotten:
+        params["forgotten"] = rows_hash(forgotten)
     parents = workspace.parents(dataset.ASSET) | {sampled.asset: sampled.version}
     if earlier := sampled.parents.get(ASSET):
         parents[ASSET] = earlier
@@ -77,7 +80,7 @@ def build(workspace: Workspace) -> Version:
             return made
         rows = dataset.read_dataset(workspace, parents[dataset.ASSET]).assign(round=0)
         before = read_pool(workspace, earlier) if earlier else rows.head(0)
-        planned = plan(workspace, sampled, rows)
+        planned, left_out = corpus.divide(plan(workspace, sampled, rows), forgotten)
         written, work = _write_missing(workspace, sampled, planned)
         written = rewards.score_missing(workspace, written)[0].assign(split="train", round=options.number)
         pool = pd.concat([rows, before[before["round"] > 0], written], ignore_index=True)
@@ -97,7 +100,7 @@ def build(workspace: Workspace) -> Version:
             parents=parents,
             facts=_facts(pool, edges, len(written), sampled, options.number) | work,
             expectations=expected,
-            quarantined=quarantined,
+            quarantined=quarantined + left_out,
             write=lambda folder: write_table(pool, folder / "rows.parquet"),
             started=started,
             work=work,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from udrl_pipeline.audit.book import Book
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 
@@ -12,18 +13,12 @@ def versions(workspace: Workspace, asset: str | None = None) -> list[Version]:
     Raises:
         UdrlError: The asset has no version.
     """
-    with workspace.database.reader() as connection:
-        found = connection.execute(
-            """SELECT asset, version FROM versions WHERE asset = ? OR ? IS NULL
-               GROUP BY asset, version ORDER BY max(created_at) DESC, asset, version""",
-            [asset, asset],
-        ).fetchall()
-        known = [name for (name,) in connection.execute("SELECT DISTINCT asset FROM versions ORDER BY asset").fetchall()]
-    if asset and not found:
-        raise UdrlError(
-            f"no version of {asset!r}", where=str(workspace.folder), remedy=f"assets with versions: {', '.join(known) or 'none'}"
-        )
-    return [version for name, text in found if (version := workspace.find(name, text))]
+    book = Book(workspace)
+    newest = list({(made.asset, made.version): None for made in reversed(book.makings)})
+    if asset and asset not in {name for name, _ in newest}:
+        known = ", ".join(sorted({name for name, _ in newest})) or "none"
+        raise UdrlError(f"no version of {asset!r}", where=str(workspace.folder), remedy=f"assets with versions: {known}")
+    return [book.versions[key] for key in newest if asset in (None, key[0])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +36,7 @@ def quarantine(workspace: Workspace) -> list[SetAside]:
         found = connection.execute(
             """WITH newest AS (
                    SELECT asset, version FROM versions
-                   QUALIFY row_number() OVER (PARTITION BY asset ORDER BY created_at DESC, rowid DESC) = 1
+                   QUALIFY row_number() OVER (PARTITION BY asset ORDER BY rowid DESC) = 1
                )
                SELECT asset, version, item, reason, detail, text FROM quarantine JOIN newest USING (asset, version)
                ORDER BY asset, reason, item"""

@@ -6,7 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from udrl_pipeline import corpus, dataset, exploration
+from udrl_pipeline import corpus
+from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.impact import Touched, touched_by
+from udrl_pipeline.audit.rows import places, set_aside
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.workspace import Version, Workspace
 
@@ -42,24 +45,14 @@ class Node:
         }
 
 
-def upwards(workspace: Workspace, version: Version) -> Node:
+def upwards(book: Book, version: Version) -> Node:
     """The version and everything that it was made from."""
-    return _follow(version, lambda v: [found for parent in v.parents.items() if (found := workspace.find(*parent))])
+    return _follow(version, book.parents)
 
 
-def downwards(workspace: Workspace, version: Version) -> Node:
+def downwards(book: Book, version: Version) -> Node:
     """The version and everything that was made from it."""
-    return _follow(version, lambda v: children(workspace, v))
-
-
-def children(workspace: Workspace, version: Version) -> list[Version]:
-    """What was made directly from a version, the oldest first."""
-    with workspace.database.reader() as connection:
-        found = connection.execute(
-            "SELECT asset, version FROM parents WHERE parent_asset = ? AND parent_version = ? GROUP BY ALL ORDER BY min(rowid)",
-            [version.asset, version.version],
-        ).fetchall()
-    return [made for key in found if (made := workspace.find(*key))]
+    return _follow(version, book.children)
 
 
 def _follow(version: Version, step: Callable[[Version], list[Version]]) -> Node:
@@ -82,15 +75,15 @@ class RowTrace:
     Attributes:
         row: The row as it was written: text, source, template, sampling, engine, run, time.
         places: Versions that hold it, or have set it aside: asset, version, and split, reward and quality, or the reason.
-        touched: What was made from the datasets and pools that hold it, in whatever generation.
+        touched: What was made from the versions that hold it, and how each has to do with it.
     """
 
     row: dict[str, Any]
     places: list[dict[str, Any]]
-    touched: list[Version]
+    touched: list[Touched]
 
 
-def trace_row(workspace: Workspace, key: str) -> RowTrace:
+def trace_row(workspace: Workspace, book: Book, key: str) -> RowTrace:
     """Follow one row.
 
     Raises:
@@ -101,35 +94,15 @@ def trace_row(workspace: Workspace, key: str) -> RowTrace:
         raise UdrlError(
             f"there is no row {key!r}", where=str(workspace.database.path), remedy="row keys stand in the versions' rows.parquet"
         )
-    places = list(_places(workspace, key))
-    touched: dict[tuple[str, str], Version] = {}
-    for place in places:
-        version = workspace.find(place["asset"], place["version"])
-        if version and version.asset != corpus.ASSET and "set aside" not in place:  # a student learns from datasets, not from the corpus
-            for _, made, _ in list(downwards(workspace, version).walk())[1:]:
-                touched[made.asset, made.version] = made
-    return RowTrace({name: _plain(value) for name, value in found.iloc[0].items()}, places, list(touched.values()))
+    holding = places(workspace, book, [key])
+    stands = [{"asset": asset, "version": version, **_plain(rows.iloc[0].drop("row_key"))} for (asset, version), rows in holding.items()]
+    aside = [{"asset": asset, "version": version, "set aside": reason} for asset, version, _, reason in set_aside(workspace, [key])]
+    return RowTrace(_plain(found.iloc[0]), stands + aside, touched_by(workspace, book, [key], holding))
 
 
-def _places(workspace: Workspace, key: str) -> Iterator[dict[str, Any]]:
-    with workspace.database.reader() as connection:
-        versions = connection.execute(
-            "SELECT asset, version FROM versions WHERE list_contains(?, asset) AND verdict = 'PASS' GROUP BY ALL ORDER BY min(rowid)",
-            [[corpus.ASSET, dataset.ASSET, exploration.ASSET]],
-        ).fetchall()
-        aside = connection.execute("SELECT asset, version, reason FROM quarantine WHERE item = ? ORDER BY rowid", [key]).fetchall()
-        for asset, version in versions:
-            file = workspace.version_folder(asset, version) / "rows.parquet"
-            columns = ["split", "reward", "quality"] if asset != corpus.ASSET else ["asked_words"]
-            if file.exists():
-                rows = connection.execute(
-                    f"SELECT {', '.join(columns)} FROM read_parquet(?) WHERE row_key = ?", [str(file), key]
-                ).fetchall()
-                yield from ({"asset": asset, "version": version, **dict(zip(columns, row, strict=True))} for row in rows)
-        yield from ({"asset": asset, "version": version, "set aside": reason} for asset, version, reason in aside)
+def _plain(row: "pd.Series[Any]") -> dict[str, Any]:
+    return {str(name): value.isoformat() if isinstance(value, pd.Timestamp) else _scalar(value) for name, value in row.items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, pd.Timestamp):
-        return value.isoformat()
+def _scalar(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value

@@ -9,10 +9,18 @@ import pandas as pd
 
 from udrl_pipeline import corpus, dataset, exploration
 from udrl_pipeline.audit import versions
+from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.rows import INTENTS
 from udrl_pipeline.errors import CorruptArtifact
+from udrl_pipeline.intents import asset as intents
+from udrl_pipeline.intents import content_of as content_of_intents
+from udrl_pipeline.store import tombstones
 from udrl_pipeline.store.seals import chain
+from udrl_pipeline.store.tables import ROWS
+from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.versioning import canonical
+from udrl_pipeline.student.training import STUDENTS
+from udrl_pipeline.versioning import canonical, content_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +32,14 @@ class Fault:
     what: str
 
 
-#: How a version's name follows from its files, where it is the hash of rows.
-CONTENT: dict[str, Callable[[pd.DataFrame, Version], str]] = {
-    corpus.ASSET: lambda rows, _: corpus.content_of(rows),
-    dataset.ASSET: lambda rows, version: dataset.content_of(rows, version.facts["edges"]),
-    exploration.ASSET: lambda rows, version: dataset.content_of(rows, version.facts["edges"]),
+#: How a version's name follows from its files.
+CONTENT: dict[str, Callable[[Path, Version], str]] = {
+    intents.ASSET: lambda folder, _: content_of_intents(
+        pd.read_parquet(folder / INTENTS, columns=["intent_key", "intent", "tasks", "split"]).itertuples(index=False, name=None)
+    ),
+    corpus.ASSET: lambda folder, _: corpus.content_of(pd.read_parquet(folder / ROWS)),
+    dataset.ASSET: lambda folder, version: dataset.content_of(pd.read_parquet(folder / ROWS), version.facts["edges"]),
+    exploration.ASSET: lambda folder, version: dataset.content_of(pd.read_parquet(folder / ROWS), version.facts["edges"]),
 }
 
 
@@ -38,31 +49,60 @@ def verify(workspace: Workspace, only: Version | None = None) -> list[Fault]:
     Args:
         only: Look at this version alone, and not at the ledger's chain.
     """
+    book, stones = Book(workspace), workspace.tombstones()
     known = [only] if only else versions(workspace)
-    faults = [Fault(v.asset, v.version, what) for v in known if v.verdict == "PASS" for what in _faults(workspace, v)]
+    faults = [Fault(v.asset, v.version, what) for v in known if v.verdict == "PASS" for what in _faults(workspace, book, stones, v)]
     return faults if only else [*faults, *_ledger(workspace), *_orphans(workspace, known)]
 
 
-def _faults(workspace: Workspace, version: Version) -> Iterator[str]:
+def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: Version) -> Iterator[str]:
+    expected, forgotten = _expected_files(book, stones, version)
+    folder = workspace.version_folder(version.asset, version.version)
+    if forgotten and not expected:  # all of its files were deleted
+        if folder.exists():
+            yield "its files should have been deleted (`udrl audit forget` was killed; say it again)"
+        return
     try:
         workspace.check_files(version.asset, version.version)
     except CorruptArtifact as error:
         yield error.what
         return
     manifest = workspace.manifest(version.asset, version.version)
-    entered = {"asset": version.asset, "version": version.version, "rows": version.rows}
+    entered = {"asset": version.asset, "version": version.version, "rows": version.rows, "files": expected or manifest["files"]}
     if manifest["fingerprint"] == version.fingerprint:  # the same content can have been made from other inputs since
         entered |= {"code_version": version.code_version, "params": version.params, "parents": version.parents}
     for name, value in entered.items():
         if canonical(manifest.get(name)) != canonical(value):
-            yield f"the manifest's {name} is not the ledger's"
-    for parent, parent_version in version.parents.items():
-        if workspace.find(parent, parent_version) is None:
-            yield f"its parent {parent} {parent_version} is not in the ledger"
-    if version.asset in CONTENT:
-        rows = pd.read_parquet(workspace.version_folder(version.asset, version.version) / "rows.parquet")
-        if (found := CONTENT[version.asset](rows, version)) != version.version:
-            yield f"its rows hash to {found}"
+            yield f"the manifest's {name} {'are' if name.endswith('s') else 'is'} not the ledger's"
+    for parent in version.parents.items():
+        if parent not in book.versions:
+            yield f"its parent {parent[0]} {parent[1]} is not in the ledger"
+    if forgotten:
+        return  # its name tells what it held before
+    if version.asset.startswith(STUDENTS):
+        found = content_hash(manifest["files"])
+    elif version.asset in CONTENT:
+        found = CONTENT[version.asset](folder, version)
+    else:
+        return  # a report's name also counts what is not in its files
+    if found != version.version:
+        yield f"its content hashes to {found}"
+
+
+def _expected_files(book: Book, stones: list[Tombstone], version: Version) -> tuple[dict[str, str], bool]:
+    """The digests that the files of a version should have, as the ledger and the tombstones say, and whether one was forgotten from.
+
+    They are unknown (empty) where the version is from before the ledger had them.
+    """
+    expected, forgotten = dict(version.files), False
+    for stone in stones:
+        for file in stone.files:
+            if (file.asset, file.version) == (version.asset, version.version) and book.place(version) < stone.makings:
+                forgotten = True
+                expected.pop(file.file, None)
+                if file.after:
+                    expected[file.file] = file.after
+    return expected, forgotten
 
 
 def _ledger(workspace: Workspace) -> Iterator[Fault]:
@@ -74,6 +114,8 @@ def _ledger(workspace: Workspace) -> Iterator[Fault]:
             sealed = True
             if row.seal != row.expected:
                 yield Fault(row.asset, row.version, "its row in the ledger, or the one before it, was edited, removed or slipped in")
+        for number in tombstones.edited(connection):
+            yield Fault("tombstones", str(number), "its row in the ledger, or the one before it, was edited, removed or slipped in")
 
 
 def _orphans(workspace: Workspace, known: list[Version]) -> Iterator[Fault]:

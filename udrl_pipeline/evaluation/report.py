@@ -15,12 +15,12 @@ from udrl_pipeline.evaluation.metrics import METRICS
 from udrl_pipeline.evaluation.page import render
 from udrl_pipeline.evaluation.run import Evaluation, evaluate_students
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.training import STUDENTS
 from udrl_pipeline.versioning import code_version, content_hash
 
 logger = logging.getLogger(__name__)
 
 ASSET = "evaluation_report"
-STUDENTS = "student/"
 SOURCES = (
     *(
         f"evaluation/{name}"

@@ -7,8 +7,8 @@ Every line that cannot be used is set aside with its file, line and reason; a fi
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -16,6 +16,7 @@ from typing import Literal
 import yaml
 
 from udrl_pipeline.settings import IntentsSettings, Settings
+from udrl_pipeline.store.tombstones import Forgotten
 from udrl_pipeline.versioning import rows_hash, unit_draw
 
 Split = Literal["train", "validation", "test"]
@@ -67,8 +68,18 @@ class Intents:
 
     @property
     def version(self) -> str:
-        """Content hash of the intents, their tasks and their splits."""
-        return rows_hash(f"{i.key}\t{i.text}\t{','.join(i.tasks)}\t{i.split}" for i in self.kept)
+        return content_of((i.key, i.text, ",".join(i.tasks), i.split) for i in self.kept)
+
+    def without(self, forgotten: Forgotten) -> "Intents":
+        """Less those that were forgotten, which are set aside without their text."""
+        gone = [intent for intent in self.kept if forgotten.holds_intent(intent.key)]
+        kept = [intent for intent in self.kept if intent not in gone]
+        return replace(self, kept=kept, set_aside=sorted([*self.set_aside, *(SetAside(intent.source, "forgotten", "") for intent in gone)]))
+
+
+def content_of(rows: Iterable[tuple[str, str, str, str]]) -> str:
+    """Content hash of intents, each given by its key, text, tasks (separated by commas) and split."""
+    return rows_hash("\t".join(row) for row in rows)
 
 
 def normalise(text: str) -> str:

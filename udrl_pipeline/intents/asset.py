@@ -24,7 +24,7 @@ def build(workspace: Workspace) -> Version:
     code = code_version(SOURCES)
     params = {**settings.intents.model_dump(mode="json"), "tasks": list(settings.tasks.names)}
     with workspace.lock(ASSET):
-        intents = collect(settings)
+        intents = collect(settings).without(workspace.forgotten())
         if not intents.kept:
             raise IntentsError("no intent is left", where="params.yaml: intents", remedy="set intents.builtin or intents.sources")
         # what the files hold counts, not when they were written; a new bad line must reach the quarantine too

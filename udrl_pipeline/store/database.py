@@ -68,6 +68,27 @@ class Database:
         with typed_errors(self.path), closing(self._connect(read_only=True)) as connection:
             yield connection
 
+    def compact(self) -> None:
+        """Write the file anew, so that nothing of what was deleted is left in its free blocks.
+
+        Raises:
+            StoreLocked, StoreFull, StoreUnwritable: What stands in the way; the file is as it was.
+        """
+        staged = self.path.with_name(f".{self.path.name}.new")
+        with typed_errors(self.path), FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            try:
+                staged.unlink(missing_ok=True)
+                with closing(self._connect(read_only=False)) as connection:
+                    connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+                    connection.execute("CHECKPOINT")
+                    quoted = str(staged).replace("'", "''")
+                    connection.execute(f"ATTACH '{quoted}' AS fresh")
+                    connection.execute(f'COPY FROM DATABASE "{self.path.stem}" TO fresh')
+                    connection.execute("DETACH fresh")
+                    staged.rename(self.path)  # while this connection still keeps others out
+            finally:
+                staged.unlink(missing_ok=True)
+
     def _make(self) -> None:
         """Make the file if there is none, and bring it to the newest schema."""
         if self._migrated and self.path.exists():

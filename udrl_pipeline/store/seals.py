@@ -9,7 +9,8 @@ import duckdb
 
 from udrl_pipeline.versioning import content_hash
 
-_COLUMNS = "asset, version, fingerprint, code_version, rows, verdict, run_id, created_at, params, facts"
+#: The columns of a row of `versions`, without its seal.
+COLUMNS = "asset, version, fingerprint, code_version, rows, verdict, run_id, created_at, params, facts, files"
 _PARENTS = "SELECT DISTINCT parent_asset, parent_version FROM parents WHERE asset = ? AND version = ? AND fingerprint = ?"
 _CHECKS = "SELECT expectation, passed, blocking, observed FROM quality_results WHERE asset = ? AND version = ? AND run_id = ?"
 _START = datetime(1970, 1, 1, tzinfo=UTC)
@@ -31,7 +32,8 @@ def seal(connection: duckdb.DuckDBPyConnection, row: Sequence[Any], previous: st
     parents = connection.execute(_PARENTS, [asset, version, fingerprint]).fetchall()
     checks = connection.execute(_CHECKS, [asset, version, run_id]).fetchall()
     microseconds = (created_at - _START) // timedelta(microseconds=1)  # the same in every time zone
-    return content_hash([previous, *row[:7], microseconds, *row[8:], sorted(parents), sorted(checks)], 64)
+    sealed = [text for text in row[8:] if text is not None]  # a row from before there was the column `files`
+    return content_hash([previous, *row[:7], microseconds, *sealed, sorted(parents), sorted(checks)], 64)
 
 
 def last_seal(connection: duckdb.DuckDBPyConnection) -> str:
@@ -42,6 +44,6 @@ def last_seal(connection: duckdb.DuckDBPyConnection) -> str:
 def chain(connection: duckdb.DuckDBPyConnection) -> Iterator[Sealed]:
     """Every row of the ledger, in its order."""
     previous = ""
-    for *row, carried in connection.execute(f"SELECT {_COLUMNS}, seal FROM versions ORDER BY rowid").fetchall():
+    for *row, carried in connection.execute(f"SELECT {COLUMNS}, seal FROM versions ORDER BY rowid").fetchall():
         yield Sealed(row[0], row[1], carried, seal(connection, row, previous))
         previous = carried or ""

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
@@ -20,8 +20,11 @@ from filelock import FileLock, Timeout
 
 from udrl_pipeline.errors import CorruptArtifact, StoreLocked, UdrlError
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.store import tombstones
 from udrl_pipeline.store.database import Database, typed_errors
-from udrl_pipeline.store.seals import last_seal, seal
+from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
+from udrl_pipeline.store.tables import holdings
+from udrl_pipeline.store.tombstones import Forgotten, Tombstone
 from udrl_pipeline.tasks import Task, load_tasks
 from udrl_pipeline.versioning import canonical, content_hash, files_sha256
 
@@ -52,6 +55,8 @@ class Version:
     created_at: datetime
     params: dict[str, Any]
     facts: dict[str, Any]
+    #: the sha256 of each of its files
+    files: dict[str, str] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     #: whether this very call made it, and what that took; a version that was already there took nothing
     made_now: bool = False
@@ -187,10 +192,11 @@ class Workspace:
         passed = all(e.passed for e in expectations or [] if e.blocking)
         made = Version(
             asset, version, fingerprint, code_version, rows, "PASS" if passed else "FAIL", self.run_id, datetime.now(UTC),
-            params, facts, dict(parents), True, time.monotonic() - started if started else 0.0, work or {},
+            params, facts, {}, dict(parents), True, time.monotonic() - started if started else 0.0, work or {},
         )  # fmt: skip
         if passed:
             self._publish(made, write)
+            made = replace(made, files=self.manifest(asset, version)["files"])
         self._insert_version(made, expectations or [], quarantined or [])
         return made
 
@@ -298,27 +304,51 @@ class Workspace:
                 frame = pd.DataFrame([(made.asset, made.version, q.item, q.reason, q.detail, q.text) for q in quarantined])
                 connection.register("frame", frame)
                 connection.execute("INSERT OR IGNORE INTO quarantine SELECT * FROM frame")
+            for source, run_id, rows in holdings(connection, self.version_folder(made.asset, made.version)) if made.files else []:
+                connection.execute(
+                    "INSERT OR IGNORE INTO holdings VALUES (?, ?, ?, ?, ?)", [made.asset, made.version, source, run_id, rows]
+                )
             row = [made.asset, made.version, made.fingerprint, made.code_version, made.rows, made.verdict, self.run_id,
-                   datetime.now(UTC), canonical(made.params), canonical(made.facts)]  # fmt: skip
+                   datetime.now(UTC), canonical(made.params), canonical(made.facts), canonical(made.files)]  # fmt: skip
             sealed = seal(connection, row, last_seal(connection))
-            connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [*row, sealed])
+            connection.execute(f"INSERT INTO versions ({COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, sealed])
+
+    def tombstones(self) -> list[Tombstone]:
+        """What was taken out for good, the oldest first."""
+        with self.database.reader() as connection:
+            return tombstones.read(connection)
+
+    def forgotten(self) -> Forgotten:
+        """What no run may make or take in again."""
+        stones = self.tombstones()
+        subjects = [frozenset(stone.subject for stone in stones if stone.kind == kind) for kind in ("intent", "row")]
+        return Forgotten(*subjects)
+
+    def ledger(self) -> list[Version]:
+        """Every row of the ledger, the oldest first: a version that was made, or made current, again stands there again."""
+        return self._read("true", [])
 
     def _one(self, condition: str, values: list[Any]) -> Version | None:
+        return next(iter(self._read(f"{condition} ORDER BY rowid DESC LIMIT 1", values)), None)
+
+    def _read(self, condition: str, values: list[Any]) -> list[Version]:
         with self.database.reader() as connection:
-            row = connection.execute(
-                f"""SELECT asset, version, fingerprint, code_version, rows, verdict, run_id, created_at, params, facts
-                    FROM versions WHERE {condition} ORDER BY created_at DESC, rowid DESC LIMIT 1""",
-                values,
-            ).fetchone()
-            if row is None:
-                return None
-            parents = connection.execute(
-                """SELECT parent_asset, parent_version FROM parents
-                    WHERE asset = ? AND version = ? AND coalesce(fingerprint, ?) = ? ORDER BY rowid""",
-                [row[0], row[1], row[2], row[2]],
-            ).fetchall()
-        columns: list[Any] = [*row[:8], json.loads(row[8]), json.loads(row[9]), dict(parents)]
-        return Version(*columns)
+            rows = connection.execute(f"SELECT {COLUMNS} FROM (SELECT *, rowid FROM versions WHERE {condition}) ORDER BY rowid", values)
+            found = rows.fetchall()
+            # the parents of a making are told by its fingerprint; those from before there was one fit every making
+            of_these = "WHERE asset = ? AND version = ?" if len(found) == 1 else ""
+            parents: dict[tuple[str, str], list[tuple[str | None, str, str]]] = {}
+            for asset, version, fingerprint, *parent in connection.execute(
+                f"SELECT asset, version, fingerprint, parent_asset, parent_version FROM parents {of_these} ORDER BY rowid",
+                list(found[0][:2]) if of_these else [],
+            ).fetchall():
+                parents.setdefault((asset, version), []).append((fingerprint, *parent))
+        versions = []
+        for row in found:
+            of_it = {asset: version for made, asset, version in parents.get(row[:2], []) if made in (None, row[2])}
+            columns: list[Any] = [*row[:8], *(json.loads(text) if text else {} for text in row[8:]), of_it]
+            versions.append(Version(*columns))
+        return versions
 
 
 def git_state(folder: Path) -> dict[str, Any]:

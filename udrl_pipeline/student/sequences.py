@@ -17,10 +17,11 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class TrainingSequence:
-    """One training sequence; the loss counts the text and its end, not the prompt."""
+    """One training sequence, and the row that it renders; the loss counts the text and its end, not the prompt."""
 
     prompt: list[int]
     answer: list[int]
+    row_key: str
 
     def features(self) -> dict[str, list[int]]:
         return {"input_ids": self.prompt + self.answer, "labels": [IGNORED] * len(self.prompt) + self.answer}
@@ -34,13 +35,13 @@ def drop_out(command: Command, recipe: Recipe, dropout: float, *draw: Any) -> Co
 
 
 def encode(
-    tokenizer: Any, space: CommandSpace, commands: Sequence[Command], texts: Sequence[str], max_tokens: int
+    tokenizer: Any, space: CommandSpace, commands: Sequence[Command], texts: Sequence[str], keys: Sequence[str], max_tokens: int
 ) -> list[TrainingSequence]:
-    """Token sequences; a text too long for `max_tokens` is cut and then has no end."""
+    """Token sequences of the rows with these keys; a text too long for `max_tokens` is cut and then has no end."""
     prompts = tokenizer([space.render(c) for c in commands], add_special_tokens=False)["input_ids"]
     answers = tokenizer([render_answer(t) for t in texts], add_special_tokens=False)["input_ids"]
     end = [tokenizer.eos_token_id]
-    return [TrainingSequence(p, (a + end)[: max(1, max_tokens - len(p))]) for p, a in zip(prompts, answers, strict=True)]
+    return [TrainingSequence(p, (a + end)[: max(1, max_tokens - len(p))], key) for p, a, key in zip(prompts, answers, keys, strict=True)]
 
 
 def training_order(
@@ -78,7 +79,7 @@ def training_order(
         ordered += [key for _, key, *_ in draws]
         chosen += [drop_out(commands[draw[1]], recipe, dropout, seed, *draw) for draw in draws]
         turn += 1
-    sequences = encode(tokenizer, space, chosen, [texts[key] for key in ordered], max_tokens)
+    sequences = encode(tokenizer, space, chosen, [texts[key] for key in ordered], ordered, max_tokens)
     return _bucketed(sequences, batch_rows, seed)
 
 

@@ -1,7 +1,7 @@
 """Train a student with transformers' Trainer; resumes after a kill, warm-starts when only rows were added.
 
 The result is a folder that `AutoModelForCausalLM` and `AutoTokenizer` load: safetensors, tokenizer, commands.json, recipe.json,
-loss.json and the manifest.
+loss.json, seen.parquet (which rows it learned from, and how often) and the manifest.
 """
 
 import json
@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.models import digest_of
 from udrl_pipeline.settings import ModelRef, Settings
+from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.initialise import Start, from_folder, initialise
@@ -33,12 +35,16 @@ SOURCES = (
     "commands.py", "student/training.py", "student/sequences.py", "student/initialise.py", "student/vocabulary.py",
     "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py",
 )  # fmt: skip
+#: How the names of the assets begin that are students.
+STUDENTS = "student/"
+#: The file of a student that says which rows it has seen.
+SEEN = "seen.parquet"
 #: The settings of the sweep that says what `best` means.
 SWEPT_BY = {"sweep_intents", "guidance", "min_diversity", "temperature", "top_p", "min_p", "repetition_penalty", "seed"}
 
 
 def asset_name(recipe: str) -> str:
-    return f"student/{recipe}"
+    return f"{STUDENTS}{recipe}"
 
 
 def build(workspace: Workspace, recipe_name: str) -> Version:
@@ -126,8 +132,12 @@ def _warm_start(workspace: Workspace, asset: str, code: str, params: dict[str, A
             raise StudentError(
                 f"there is no {asset} to start from", where="params.yaml: student.init_from", remedy="train one from another start first"
             )
+        _refuse_forgotten(workspace, current, "student.init_from", "train from another start")
         return current
     if current is None or (current.code_version, current.params) != (code, params) or dataset.ASSET not in current.parents:
+        return None
+    if has_learned_forgotten(workspace, current):
+        logger.info("%s %s has learned from rows that were forgotten since: starting anew", asset, current.version)
         return None
     before = workspace.version_folder(dataset.ASSET, current.parents[dataset.ASSET]) / "rows.parquet"
     if not before.exists():
@@ -142,7 +152,28 @@ def _sampled_student(workspace: Workspace, pool: Version) -> Version:
     found = workspace.find(asset, version)
     assert found is not None, f"{asset} {version} is a parent of the pool"
     workspace.check_files(asset, version)
+    _refuse_forgotten(workspace, found, "rounds.number", f"run `udrl run --select {asset}` first")
     return found
+
+
+def has_learned_forgotten(workspace: Workspace, student: Version) -> bool:
+    """Whether a student, or one that it goes on from, was trained on rows that were forgotten since."""
+    forgotten = {key for stone in workspace.tombstones() for key in stone.row_keys}
+    found: Version | None = student
+    while forgotten and found:
+        seen = workspace.version_folder(found.asset, found.version) / SEEN
+        if not seen.exists() or not forgotten.isdisjoint(pd.read_parquet(seen, columns=["row_key"]).row_key):
+            return True  # of a student that does not tell the worst is assumed
+        earlier = next((parent for parent in found.parents.items() if parent[0].startswith(STUDENTS)), None)
+        found = workspace.find(*earlier) if earlier else None
+    return False
+
+
+def _refuse_forgotten(workspace: Workspace, student: Version, key: str, remedy: str) -> None:
+    if has_learned_forgotten(workspace, student):
+        raise StudentError(
+            f"{student.asset} {student.version} has learned from rows that were forgotten since", where=f"params.yaml: {key}", remedy=remedy
+        )
 
 
 def _passes(settings: Settings, recipe: Recipe, previous: Version | None) -> float:
@@ -180,6 +211,7 @@ def _train(
     student = Student(start.model.bfloat16().eval(), start.tokenizer, space, recipe.name)
     space, sweep = choose_best(student, validation, settings) if recipe.commanded else (space.with_best({}, space.guidance), {})
     _save(student, space, recipe, losses, scratch / "result")
+    write_table(seen_rows(sequences), scratch / "result" / SEEN)
     facts = {
         "parameters": student.parameters, "sequences": len(sequences), "tokens": tokens, "start": start.how,
         "covered_words": {task: list(ends) for task, ends in space.covered.items()},
@@ -189,6 +221,12 @@ def _train(
         "seed": options.seed,
     }  # fmt: skip
     return facts, {"train_steps": steps, "train_seconds": seconds, "tokens_per_s": tokens / seconds}
+
+
+def seen_rows(sequences: list[TrainingSequence]) -> pd.DataFrame:
+    """Which rows a training run reads (row_key), and how often (times); in the order of the keys."""
+    counted = sorted(Counter(sequence.row_key for sequence in sequences).items())
+    return pd.DataFrame(counted, columns=["row_key", "times"])
 
 
 def validation_sequences(
@@ -203,7 +241,7 @@ def validation_sequences(
         else Command(r.task, r.intent)
         for r in chosen.itertuples()
     ]
-    return encode(tokenizer, space, commands, chosen.text.tolist(), max_tokens)
+    return encode(tokenizer, space, commands, chosen.text.tolist(), chosen.row_key.tolist(), max_tokens)
 
 
 def run_trainer(

@@ -1,0 +1,121 @@
+"""An old version with all that it was made from, in a folder of its own: a project in which it is the current one."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import yaml
+
+from udrl_pipeline.audit.book import Book
+from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.settings import Settings, load
+from udrl_pipeline.store.database import typed_errors
+from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
+from udrl_pipeline.store.tables import ROWS
+from udrl_pipeline.store.workspace import Version, Workspace
+
+#: The tables whose rows go along where they belong to one of the versions.
+OF_VERSIONS = ("parents", "quality_results", "quarantine", "holdings")
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A folder with params.yaml and a store of its own.
+
+    Attributes:
+        versions: What it holds, in the order of the ledger; the last one was asked for.
+        git_sha: The commit at which the version was made; empty where it was made outside of git.
+    """
+
+    folder: Path
+    versions: list[Version]
+    git_sha: str
+    git_dirty: bool
+
+
+def checkout(workspace: Workspace, version: Version, to: Path) -> Checkout:
+    """Write a version, everything that it was made from, and the settings of its run to an empty folder.
+
+    A run there builds on these versions, not on the newest: the lineage of what it trains is theirs.
+
+    Raises:
+        UdrlError: The folder is not empty, or the version did not pass its checks.
+        CorruptArtifact: A file is not what its manifest says.
+    """
+    if version.verdict != "PASS":
+        raise UdrlError(
+            f"{version.asset} {version.version} did not pass its checks, so it has no files",
+            where="udrl audit checkout",
+            remedy="`udrl audit versions` shows each version's verdict",
+        )
+    with typed_errors(to):
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise UdrlError("is not empty", where=str(to), remedy="name a new folder")
+        to.mkdir(parents=True, exist_ok=True)
+    book = Book(workspace)
+    chosen = [*book.ancestors(version), book.versions[version.asset, version.version]]
+    with workspace.database.reader() as connection:
+        run = connection.execute("SELECT params, git_sha, git_dirty FROM runs WHERE run_id = ?", [version.run_id]).fetchone()
+    params, sha, dirty = run or (workspace.settings.model_dump_json(), "", False)
+    with typed_errors(to):
+        (to / "params.yaml").write_text(_params(json.loads(params), workspace.settings, version), encoding="utf-8")
+        there = Workspace(load(to / "params.yaml", preset=""), run_id=version.run_id)
+        for found in chosen:
+            workspace.check_files(found.asset, found.version)
+            shutil.copytree(workspace.version_folder(found.asset, found.version), there.version_folder(found.asset, found.version))
+    _copy_ledger(workspace, there, chosen)
+    return Checkout(to, chosen, sha, dirty)
+
+
+def _params(values: dict[str, Any], settings: Settings, version: Version) -> str:
+    """The settings of a run as params.yaml; its relative paths still lead to where they led."""
+    values["artifacts"] = "artifacts"
+    values["intents"]["sources"] = [str(settings.path(source)) for source in values["intents"]["sources"]]
+    if folder := values["tasks"]["folder"]:
+        values["tasks"]["folder"] = str(settings.path(folder))
+    told = f"# The settings with which {version.asset} {version.version} was made. `udrl run` in this folder builds on that version.\n"
+    return told + yaml.safe_dump(_rooted(values, settings), sort_keys=False, allow_unicode=True)
+
+
+def _rooted(value: Any, settings: Settings) -> Any:
+    if isinstance(value, dict):
+        return {key: _rooted(of_it, settings) for key, of_it in value.items()}
+    if isinstance(value, list):
+        return [_rooted(of_it, settings) for of_it in value]
+    if isinstance(value, str) and value.startswith("path:"):
+        return f"path:{settings.path(value.removeprefix('path:'))}"
+    return value
+
+
+def _copy_ledger(workspace: Workspace, there: Workspace, chosen: list[Version]) -> None:
+    with there.database.writer() as connection, typed_errors(workspace.database.path):
+        connection.execute(f"ATTACH '{_quoted(workspace.database.path)}' AS old (READ_ONLY)")
+        connection.execute("INSERT INTO runs SELECT * FROM old.runs WHERE list_contains(?, run_id)", [[v.run_id for v in chosen]])
+        connection.execute("INSERT INTO tombstones SELECT * FROM old.tombstones ORDER BY number")
+        for version in chosen:
+            for table in OF_VERSIONS:
+                connection.execute(
+                    f"INSERT INTO {table} SELECT * FROM old.{table} WHERE asset = ? AND version = ? ORDER BY rowid",
+                    [version.asset, version.version],
+                )
+            row = connection.execute(
+                f"SELECT {COLUMNS} FROM old.versions WHERE asset = ? AND version = ? ORDER BY rowid DESC LIMIT 1",
+                [version.asset, version.version],
+            ).fetchall()[0]
+            sealed = seal(connection, row, last_seal(connection))
+            connection.execute(f"INSERT INTO versions ({COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, sealed])
+            _copy_rows(connection, there.version_folder(version.asset, version.version) / ROWS)
+
+
+def _copy_rows(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
+    if file.exists():
+        wanted = f"row_key IN (SELECT row_key FROM read_parquet('{_quoted(file)}'))"
+        for table in ("rows", "scores"):
+            connection.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM old.{table} WHERE {wanted}")
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

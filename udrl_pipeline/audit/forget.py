@@ -1,0 +1,173 @@
+"""Take an idea or a row out for good: out of the store, the published tables and the reports; a tombstone stays.
+
+What is left is the version's own story: who it was as a hash, when and why it went, which files were rewritten. Weights cannot be
+rewritten: the students that have learned from it are named, and no later student starts from one of them.
+"""
+
+import html
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+
+from udrl_pipeline import corpus
+from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.impact import REPORT, Touched, touched_by
+from udrl_pipeline.audit.rows import INTENTS, intents_holding, places
+from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.intents import normalise
+from udrl_pipeline.store import tombstones
+from udrl_pipeline.store.database import typed_errors
+from udrl_pipeline.store.tables import ROWS, write_table
+from udrl_pipeline.store.tombstones import ForgottenFile, Kind, Tombstone, subject_of
+from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.versioning import file_sha256
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What was forgotten.
+
+    Attributes:
+        learned: The students that were trained on it; those that are current must be trained again.
+        reports: The reports that showed it; they were deleted and are made again by the next run.
+    """
+
+    tombstone: Tombstone
+    learned: list[Touched]
+    reports: list[str]
+
+
+def forget_intent(workspace: Workspace, text: str, reason: str) -> Forgetting:
+    """Forget an idea with all its rows.
+
+    Raises:
+        UdrlError: Nothing is known of it.
+        StoreLocked: A run is going on.
+    """
+    key = normalise(text)
+    return _forget(workspace, "intent", subject_of(key), reason, corpus.keys_where(workspace, "intent_key = ?", key), key)
+
+
+def forget_row(workspace: Workspace, row_key: str, reason: str) -> Forgetting:
+    """Forget one row. Its idea stays, and the next run does not ask for this row again.
+
+    Raises:
+        UdrlError: There is no such row.
+        StoreLocked: A run is going on.
+    """
+    return _forget(workspace, "row", row_key, reason, corpus.keys_where(workspace, "row_key = ?", row_key), None)
+
+
+def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, keys: list[str], intent: str | None) -> Forgetting:
+    book = Book(workspace)
+    with ExitStack() as locks:
+        for asset in sorted({asset for asset, _ in book.versions}):
+            locks.enter_context(workspace.lock(asset))
+        before = [stone for stone in workspace.tombstones() if (stone.kind, stone.subject) == (kind, subject)]
+        holding = places(workspace, book, keys)
+        ideas = intents_holding(workspace, book, intent) if intent else []
+        if not (keys or ideas or before):
+            raise UdrlError(
+                f"nothing is known of this {kind}", where=str(workspace.database.path), remedy="write it as `udrl audit impact` finds it"
+            )
+        if keys or ideas:
+            learned = [touched for touched in touched_by(workspace, book, keys, holding) if touched.learned]
+            needles = _needles(workspace, keys, intent)
+            tables = [(*key, ROWS) for key in holding] + [(*key, INTENTS) for key in ideas]
+            files = [_rewritten(workspace, *table, keys, subject) for table in tables]
+            shown = [key for key in book.versions if key[0] == REPORT and _shows(workspace.version_folder(*key), needles)]
+            files += [file for key in shown for file in _all_files(workspace, *key)]
+            with workspace.database.writer() as connection:
+                before.append(tombstones.enter(connection, kind, subject, reason, keys, files))
+                _delete(connection, keys, needles)
+        else:
+            learned = []
+        for stone in before:  # also what a run that was killed has left undone
+            _put_in_place(workspace, stone)
+        workspace.database.compact()
+    gone = sorted({file.version for stone in before for file in stone.files if file.after is None})
+    return Forgetting(before[-1], learned, gone)
+
+
+def _needles(workspace: Workspace, keys: list[str], intent: str | None) -> list[str]:
+    """The words by which a report is known to show it; with regard to no case."""
+    rows = corpus.find_rows(workspace, keys)
+    return sorted({text.casefold() for text in [*rows.text, *([intent] if intent else [])]})
+
+
+def _rewritten(workspace: Workspace, asset: str, version: str, name: str, keys: list[str], subject: str) -> ForgottenFile:
+    """Write a table without the rows aside; `_put_in_place` takes it from there."""
+    file = workspace.version_folder(asset, version) / name
+    _write_aside(file, keys, subject)
+    return ForgottenFile(asset, version, name, file_sha256(file), file_sha256(_aside(file)))
+
+
+def _write_aside(file: Path, keys: Sequence[str], subject: str) -> None:
+    frame = pd.read_parquet(file)
+    gone = frame.intent_key.map(subject_of) == subject if file.name == INTENTS else frame.row_key.isin(keys)
+    with typed_errors(file):
+        write_table(frame[~gone].reset_index(drop=True), _aside(file))
+
+
+def _aside(file: Path) -> Path:
+    return file.parent.with_name(f".{file.parent.name}.{file.name}")
+
+
+def _shows(folder: Path, needles: list[str]) -> bool:
+    """Whether a report holds one of these texts, whatever its file escapes."""
+    for file in sorted(folder.glob("*")):
+        if file.suffix == ".parquet":
+            held = {
+                str(value).casefold() for column in pd.read_parquet(file).select_dtypes(["object", "string"]).items() for value in column[1]
+            }
+            if held.intersection(needles):
+                return True
+        else:
+            text = file.read_text(encoding="utf-8").casefold()
+            plain = html.unescape(text)
+            if any(needle in plain or json.dumps(needle, ensure_ascii=False)[1:-1] in text for needle in needles):
+                return True
+    return False
+
+
+def _all_files(workspace: Workspace, asset: str, version: str) -> list[ForgottenFile]:
+    files = workspace.manifest(asset, version)["files"]
+    return [ForgottenFile(asset, version, name, digest, None) for name, digest in sorted(files.items())]
+
+
+def _delete(connection: duckdb.DuckDBPyConnection, keys: list[str], needles: list[str]) -> None:
+    for table in ("rows", "scores"):
+        connection.execute(f"DELETE FROM {table} WHERE list_contains(?, row_key)", [keys])
+    connection.execute(
+        """UPDATE quarantine SET text = '', detail = '' WHERE list_contains(?, item)
+           OR len(list_filter(?, needle -> contains(lower(text), needle))) > 0""",
+        [keys, needles],
+    )
+
+
+def _put_in_place(workspace: Workspace, stone: Tombstone) -> None:
+    """Replace or delete the files of a tombstone, as far as that has not been done; the manifests tell of it."""
+    for file in stone.files:
+        folder = workspace.version_folder(file.asset, file.version)
+        path, aside = folder / file.file, _aside(folder / file.file)
+        with typed_errors(path):
+            if file.after is None:
+                (folder / "manifest.json").unlink(missing_ok=True)  # first: a folder without a manifest is no version
+                path.unlink(missing_ok=True)
+                if folder.exists() and not any(folder.iterdir()):
+                    folder.rmdir()
+            elif file_sha256(path) == file.before:
+                if not aside.exists():
+                    _write_aside(path, stone.row_keys, stone.subject)
+                manifest = workspace.manifest(file.asset, file.version)
+                manifest["files"][file.file] = file.after
+                manifest["forgotten"] = [*manifest.get("forgotten", []), stone.number]
+                staged = folder.with_name(f".{folder.name}.manifest.json")
+                staged.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+                aside.replace(path)
+                staged.replace(folder / "manifest.json")

@@ -1,0 +1,64 @@
+"""Each version with the run that made it and what it was made differently from the one before it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.changes import Change, changed_settings
+from udrl_pipeline.store.workspace import Version, Workspace
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version in the history of its asset.
+
+    Attributes:
+        git_sha: The commit at which its run stood; empty outside of git, or where the run is not in the ledger.
+        git_dirty: Whether tracked files differed from that commit.
+        before: The version of the asset that was made before it; None for the first.
+        changes: Settings that differ from that version's, and `code` where its code does.
+    """
+
+    version: Version
+    current: bool
+    git_sha: str
+    git_dirty: bool
+    before: str | None
+    changes: list[Change]
+
+    def as_dict(self) -> dict[str, Any]:
+        v = self.version
+        return {
+            "asset": v.asset, "version": v.version, "created_at": v.created_at, "rows": v.rows, "verdict": v.verdict, "parents": v.parents,
+            "run_id": v.run_id, "git_sha": self.git_sha, "git_dirty": self.git_dirty, "code_version": v.code_version, "params": v.params,
+            "facts": v.facts, "files": v.files, "current": self.current, "before": self.before,
+            "changes": [{"name": c.name, "before": c.before, "after": c.after} for c in self.changes],
+        }  # fmt: skip
+
+
+def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
+    """The entries of versions, in their order."""
+    book = Book(workspace)
+    with workspace.database.reader() as connection:
+        runs = {run: (sha, dirty) for run, sha, dirty in connection.execute("SELECT run_id, git_sha, git_dirty FROM runs").fetchall()}
+    before: dict[tuple[str, str], Version] = {}
+    last: dict[str, Version] = {}
+    for made in book.makings:
+        if made.asset in last and last[made.asset].version != made.version:
+            before[made.asset, made.version] = last[made.asset]
+        last[made.asset] = made
+    return [
+        Entry(
+            version, book.is_current(version), *runs.get(version.run_id, ("", False)),
+            earlier.version if (earlier := before.get((version.asset, version.version))) else None,
+            _changes(earlier, version) if earlier else [],
+        )
+        for version in versions
+    ]  # fmt: skip
+
+
+def _changes(before: Version, after: Version) -> list[Change]:
+    changed = list(changed_settings(before.params, after.params))
+    if before.code_version != after.code_version:
+        changed.append(Change("code", before.code_version, after.code_version))
+    return changed

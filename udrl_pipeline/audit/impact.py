@@ -1,0 +1,160 @@
+"""What has a row, an idea, a source or a run touched? Every version that holds it, and every student and report made from these."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from udrl_pipeline import corpus
+from udrl_pipeline.audit.book import Book, Key
+from udrl_pipeline.audit.rows import intents_holding, places, seen, set_aside
+from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.intents import normalise
+from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.training import SEEN, STUDENTS
+
+REPORT = "evaluation_report"
+BY_ROW, BY_INTENT = "row_key = ?", "intent_key = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """A version that has to do with certain rows, and how; `learned` where it is a student that was trained on them."""
+
+    version: Version
+    how: str
+    learned: bool = False
+
+
+@dataclass(frozen=True)
+class Impact:
+    """What rows have touched.
+
+    Attributes:
+        what: The question, in words.
+        rows: How many rows of the store it is about.
+        touched: In the order of the ledger.
+    """
+
+    what: str
+    rows: int
+    touched: list[Touched]
+
+
+def impact_of_row(workspace: Workspace, key: str) -> Impact:
+    """What one row has touched.
+
+    Raises:
+        UdrlError: There is no such row.
+    """
+    return _of_rows(workspace, f"row {key}", BY_ROW, key, remedy="row keys stand in the versions' rows.parquet")
+
+
+def impact_of_intent(workspace: Workspace, text: str) -> Impact:
+    """What the rows of an idea have touched.
+
+    Raises:
+        UdrlError: No row was made for it.
+    """
+    return _of_rows(workspace, f"idea {text!r}", BY_INTENT, normalise(text), remedy="write the idea as its file has it")
+
+
+def _of_rows(workspace: Workspace, what: str, condition: str, value: str, remedy: str) -> Impact:
+    keys, book = corpus.keys_where(workspace, condition, value), Book(workspace)
+    ideas = intents_holding(workspace, book, value) if condition == BY_INTENT else []
+    if not keys and not ideas:
+        raise UdrlError(f"there is no {what}", where=str(workspace.database.path), remedy=remedy)
+    holding = places(workspace, book, keys)
+    found = {key: Touched(book.versions[key], "holds the idea") for key in ideas}
+    found |= {key: Touched(book.versions[key], _held(rows)) for key, rows in holding.items()}
+    for asset, version, _, reason in set_aside(workspace, keys):
+        if (asset, version) in book.versions:
+            found.setdefault((asset, version), Touched(book.versions[asset, version], f"set aside: {reason}"))
+    found |= {(t.version.asset, t.version.version): t for t in touched_by(workspace, book, keys, holding)}
+    return Impact(what, len(keys), [found[key] for key in book.versions if key in found])
+
+
+def impact_of_source(workspace: Workspace, digest: str) -> Impact:
+    """What the rows of a source (a teacher's digest, or `student/udrl@version`; its first digits suffice) have touched.
+
+    Raises:
+        UdrlError: No version holds a row of it, or the digits fit several.
+    """
+    return _of_holdings(workspace, "source", digest)
+
+
+def impact_of_run(workspace: Workspace, run_id: str) -> Impact:
+    """What a run has touched: the versions that it made, and those that hold rows that it wrote.
+
+    Raises:
+        UdrlError: There is no such run.
+    """
+    return _of_holdings(workspace, "run_id", run_id)
+
+
+def _of_holdings(workspace: Workspace, column: str, digits: str) -> Impact:
+    book, what = Book(workspace), "run" if column == "run_id" else "source"
+    with workspace.database.reader() as connection:
+        held = connection.execute(
+            f"SELECT asset, version, {column}, sum(rows) FROM holdings WHERE starts_with({column}, ?) GROUP BY ALL", [digits]
+        ).fetchall()
+        stored = connection.execute(f"SELECT {column}, count(*) FROM rows WHERE starts_with({column}, ?) GROUP BY ALL", [digits]).fetchall()
+    made = {(v.asset, v.version): v.run_id for v in book.makings if what == "run" and v.run_id.startswith(digits)}
+    names = {name for _, _, name, _ in held} | {name for name, _ in stored} | set(made.values())
+    if len(names) != 1 or not digits:
+        raise UdrlError(
+            f"there is no {what} {digits!r}" if not names else f"{digits!r} is more than one {what}",
+            where=str(workspace.database.path),
+            remedy=f"say which: {', '.join(sorted(names)[:5])}" if names else f"`udrl audit trace VERSION` shows each version's {what}",
+        )
+    found = {(asset, version): Touched(book.versions[asset, version], f"holds {rows:,} rows") for asset, version, _, rows in held}
+    found = {key: Touched(book.versions[key], "made by it") for key in made} | found
+    for key in reversed([key for key in book.versions if key in found]):  # the nearest is the one to name
+        for version in book.descendants(book.versions[key]):
+            found.setdefault((version.asset, version.version), Touched(version, f"made from {key[0]} {key[1]}"))
+    return Impact(f"{what} {names.pop()}", sum(rows for _, rows in stored), [found[key] for key in book.versions if key in found])
+
+
+def touched_by(workspace: Workspace, book: Book, keys: Sequence[str], holding: Mapping[Key, pd.DataFrame]) -> list[Touched]:
+    """The students and reports made from the versions that hold rows of these keys, in the order of the ledger."""
+    times = {key: int(rows.times.sum()) for key, rows in seen(workspace, book, keys).items()}
+    below: set[Key] = set()
+    for key in holding:
+        version = book.versions[key]
+        # a student learns from datasets, which set rows aside; only a report also looks at the corpus itself
+        made = (v for v in book.children(version) if v.asset == REPORT) if version.asset == corpus.ASSET else book.descendants(version)
+        below |= {(v.asset, v.version) for v in made} - holding.keys()
+    return [_touched(workspace, book, version, times) for key, version in book.versions.items() if key in below]
+
+
+def _touched(workspace: Workspace, book: Book, version: Version, times: Mapping[Key, int]) -> Touched:
+    if not version.asset.startswith(STUDENTS):
+        return Touched(version, "made from a version that holds them")
+    if own := times.get((version.asset, version.version)):
+        return Touched(version, f"trained on them, {own} time{'s' if own != 1 else ''}", learned=True)
+    for earlier in _started_from(book, version):
+        if times.get((earlier.asset, earlier.version)):
+            return Touched(version, f"goes on from {earlier.asset} {earlier.version}, which was trained on them", learned=True)
+    if not (workspace.version_folder(version.asset, version.version) / SEEN).exists():
+        return Touched(version, "made from a version that holds them; what it was trained on is not recorded", learned=True)
+    return Touched(version, "not trained on them")
+
+
+def _started_from(book: Book, student: Version) -> list[Version]:
+    """The students that a student goes on from, the nearest first."""
+    found: list[Version] = []
+    waiting = [student]
+    while waiting:
+        for parent in book.parents(waiting.pop(0)):
+            if parent.asset.startswith(STUDENTS) and parent not in found:
+                found.append(parent)
+                waiting.append(parent)
+    return found
+
+
+def _held(rows: pd.DataFrame) -> str:
+    count = f"holds {len(rows):,} row{'s' if len(rows) != 1 else ''}"
+    if "split" not in rows:
+        return count
+    splits = ", ".join(f"{n} {split}" for split, n in rows.split.value_counts().items())
+    return f"{count} ({splits})"

@@ -1,0 +1,152 @@
+"""The commands of `udrl audit` that write something: a version's folder, a catalogue's events, a tombstone."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from udrl_pipeline import cli_output
+from udrl_pipeline.cli_settings import read_settings, settings_options
+from udrl_pipeline.errors import UdrlError
+
+if TYPE_CHECKING:
+    from udrl_pipeline.audit.forget import Forgetting
+    from udrl_pipeline.store.workspace import Workspace
+
+
+@click.command("checkout")
+@click.argument("version")
+@click.option("--to", type=click.Path(path_type=Path), metavar="DIR", required=True, help="A new folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@settings_options
+def audit_checkout(version: str, to: Path, as_json: bool, **chosen: Any) -> None:
+    """Write VERSION, all that it was made from and its settings to DIR: a project that trains from that version, not the newest."""
+    from udrl_pipeline.audit import resolve
+    from udrl_pipeline.audit.checkout import checkout
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    made = checkout(workspace, resolve(workspace, version), to)
+    if as_json:
+        versions = [{"asset": v.asset, "version": v.version, "rows": v.rows} for v in made.versions]
+        click.echo(json.dumps({"folder": str(to), "versions": versions, "git_sha": made.git_sha, "git_dirty": made.git_dirty}))
+        return
+    cli_output.show_table(("asset", "version", "rows"), [(v.asset, v.version, f"{v.rows:,}") for v in made.versions], right=("rows",))
+    if made.git_sha:
+        dirty = ", with changes that were not committed" if made.git_dirty else ""
+        click.echo(cli_output.wrapped("", f"made at git {made.git_sha}{dirty}: other code makes other versions"))
+    click.echo(cli_output.wrapped("", f"in {to}: `udrl run --select student/udrl` trains on them, `udrl audit trace` shows it"))
+
+
+@click.command("export")
+@click.option("--format", "kind", type=click.Choice(["openlineage", "json"]), required=True)
+@click.option("--namespace", default="udrl_pipeline", show_default=True, help="Of the jobs and datasets in OpenLineage.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout.")
+@settings_options
+def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) -> None:
+    """Write the ledger for other catalogues: OpenLineage events, one a line, or one JSON object."""
+    from udrl_pipeline.audit import export
+    from udrl_pipeline.store.database import typed_errors
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    if kind == "openlineage":
+        lines = export.as_openlineage(workspace, namespace)
+    else:
+        lines = [json.dumps(export.as_json(workspace), default=str, ensure_ascii=False)]
+    if output is None:
+        click.echo("\n".join(lines))
+        return
+    with typed_errors(output):
+        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    click.echo(f"{len(lines):,} line{'s' if len(lines) != 1 else ''} in {output}")
+
+
+@click.command("forget")
+@click.option("--intent", metavar="TEXT", help="An idea, with all its rows.")
+@click.option("--row", metavar="KEY", help="One row.")
+@click.option("--reason", metavar="TEXT", help="Why; it stays in the ledger.")
+@click.option("--yes", is_flag=True, help="Do not ask again.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@settings_options
+def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: bool, as_json: bool, **chosen: Any) -> None:
+    """Take an idea or a row out for good: out of the store, the published tables and the reports. This cannot be undone.
+
+    A tombstone with the reason stays, the next runs honour it, and what must be trained again is named. Without options: list
+    what was forgotten.
+    """
+    from udrl_pipeline.audit.forget import forget_intent, forget_row
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    if intent is None and row is None:
+        _list_forgotten(workspace, as_json)
+        return
+    if (intent is not None and row is not None) or not (reason or "").strip():
+        raise UdrlError("one idea or one row, and a reason", where="udrl audit forget", remedy="give --intent or --row, and --reason")
+    if not yes:
+        click.confirm(f"Delete {f'the idea {intent!r} and all its rows' if intent else f'row {row}'} for good?", abort=True, err=True)
+    assert reason is not None, "it was looked at above"
+    done = forget_intent(workspace, intent, reason) if intent is not None else forget_row(workspace, row or "", reason)
+    if as_json:
+        click.echo(json.dumps(_as_dict(workspace, done)))
+        return
+    stone = done.tombstone
+    click.echo(f"tombstone {stone.number}: {len(stone.row_keys):,} rows deleted, {len(stone.files):,} files rewritten or deleted")
+    if done.learned:
+        rows = [(t.version.asset, t.version.version + _mark(workspace, t.version), t.how) for t in done.learned]
+        cli_output.show_table(("must be trained again", "version", "because"), rows)
+        click.echo("* current: `udrl run` (--select for other recipes) trains it again; do not use the others any more")
+    if done.reports:
+        click.echo(cli_output.wrapped("", f"reports deleted: {', '.join(done.reports)}; the next run makes one again"))
+    click.echo(cli_output.wrapped("", REMAINS))
+
+
+#: Where the pipeline does not reach.
+REMAINS = (
+    "Not touched: your own files of ideas, report.html and other copies of versions (`--copy-to`, checkouts, DVC's cache and remotes), "
+    "backups, and the samples in Dagster's history of runs."
+)
+
+
+def _mark(workspace: "Workspace", version: Any) -> str:
+    current = workspace.current(version.asset)
+    return "*" if current and current.version == version.version else ""
+
+
+def _as_dict(workspace: "Workspace", done: "Forgetting") -> dict[str, Any]:
+    return {
+        "tombstone": done.tombstone.number,
+        "rows": len(done.tombstone.row_keys),
+        "files": [file._asdict() for file in done.tombstone.files],
+        "learned": [
+            {"asset": t.version.asset, "version": t.version.version, "how": t.how, "current": bool(_mark(workspace, t.version))}
+            for t in done.learned
+        ],
+        "reports": done.reports,
+    }
+
+
+def _list_forgotten(workspace: "Workspace", as_json: bool) -> None:
+    from udrl_pipeline.audit.book import Book
+    from udrl_pipeline.student.training import STUDENTS, has_learned_forgotten
+
+    stones = workspace.tombstones()
+    tainted = [v for v in Book(workspace).current.values() if v.asset.startswith(STUDENTS) and has_learned_forgotten(workspace, v)]
+    if as_json:
+        listed = [{"number": s.number, "kind": s.kind, "subject": s.subject, "reason": s.reason, "rows": len(s.row_keys),
+                   "created_at": s.created_at.isoformat()} for s in stones]  # fmt: skip
+        click.echo(json.dumps({"forgotten": listed, "train_again": [{"asset": v.asset, "version": v.version} for v in tainted]}))
+        return
+    if not stones:
+        click.echo("nothing was forgotten")
+        return
+    rows = []
+    for s in stones:
+        rows.append(
+            (str(s.number), f"{s.created_at.astimezone():%Y-%m-%d %H:%M}", s.kind, s.subject[:12], f"{len(s.row_keys):,}", s.reason)
+        )
+    cli_output.show_table(("no.", "time", "kind", "subject", "rows", "reason"), rows, right=("rows",))
+    for version in tainted:
+        click.echo(f"train again: {version.asset} {version.version} has learned from it")
