@@ -25,8 +25,8 @@ def put(workspace: Workspace, asset: str, version: str, parents: dict[str, str],
             frame.to_parquet(folder / name)
 
     return workspace.record(
-        asset, version=version, fingerprint=version, code_version="c", rows=1, params={}, parents=parents, facts={}, write=write,
-        **more,  # type: ignore[arg-type]
+        asset, version=version, fingerprint=version, code_version="c", rows=1, params={}, parents=parents, write=write,
+        **({"facts": {}} | more),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -85,7 +85,9 @@ def test_a_row_that_was_set_aside_reached_no_student(workspace: Workspace) -> No
     rows = corpus.read_rows(workspace, one)
     found = dict(told(impact_of_row(workspace, rows.row_key[0])))
     assert found["d1"] == "set aside: finished"
-    assert not [touched for touched in impact_of_row(workspace, rows.row_key[0]).touched if touched.learned and touched.version.version == "s1"]
+    assert not [
+        touched for touched in impact_of_row(workspace, rows.row_key[0]).touched if touched.learned and touched.version.version == "s1"
+    ]
 
 
 def test_an_idea_leads_to_the_ideas_the_rows_and_all_that_was_made_from_them(workspace: Workspace) -> None:
@@ -150,7 +152,11 @@ def test_the_command_marks_what_is_current_and_gives_json(workspace: Workspace, 
     assert f"row {key}: 1 row in the store" in run("--row", key)
     assert "s2*" in run("--row", key)
     found = json.loads(run("--row", key, "--json"))
-    assert {t["version"]: t["current"] for t in found["touched"] if t["asset"].startswith("student/")} == {"s1": False, "s2": True, "f2": True}
+    assert {t["version"]: t["current"] for t in found["touched"] if t["asset"].startswith("student/")} == {
+        "s1": False,
+        "s2": True,
+        "f2": True,
+    }
 
 
 def test_two_questions_at_once_are_a_typed_error(params: Path) -> None:

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from udrl_pipeline.errors import CorruptArtifact, StoreFull, StoreLocked, StoreUnwritable
-from udrl_pipeline.store.database import Database
+from udrl_pipeline.store.database import Database, _migrations
 
 HOLD = """
 import sys, time, duckdb
@@ -150,7 +150,7 @@ def test_several_processes_may_read_at_once(database: Database, hold) -> None:
 def test_two_processes_that_make_the_file_at_once_both_find_it_whole(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from udrl_pipeline.store.database import Database
+from udrl_pipeline.store.database import Database, _migrations
 with Database(Path({str(tmp_path / "udrl.duckdb")!r})).writer() as connection:
     connection.execute("INSERT INTO scores SELECT 'row ' || count(*), 'v1', 0.5 FROM scores")
 """
@@ -259,3 +259,38 @@ def test_artifacts_that_are_no_folder_are_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(StoreUnwritable) as caught:
         add(Database(tmp_path / "artifacts" / "udrl.duckdb"), "first")
     assert caught.value.remedy == "set `artifacts` in params.yaml to a folder that you may write to"
+
+
+def test_what_was_deleted_is_gone_from_the_compacted_file_and_all_else_is_kept(tmp_path: Path) -> None:
+    database = Database(tmp_path / "a'b.duckdb")
+    with database.writer() as connection:
+        connection.execute("INSERT INTO scores SELECT 'key' || range, 's', range FROM range(1000)")
+        connection.execute("INSERT INTO scores VALUES ('a very secret key', 's', 1)")
+    with database.writer() as connection:
+        connection.execute("DELETE FROM scores WHERE row_key = 'a very secret key'")
+    database.compact()
+    assert b"very secret" not in database.path.read_bytes()
+    assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == ["a'b.duckdb"]
+    with database.reader() as connection:
+        assert connection.execute("SELECT count(*), min(rowid), max(relevance) FROM scores").fetchall() == [(1000, 0, 999.0)]
+        names = [name for (name,) in connection.execute("SELECT name FROM migrations ORDER BY name").fetchall()]
+    assert names == sorted(_migrations())
+    with pytest.raises(duckdb.ConstraintException), database.writer() as connection:
+        connection.execute("INSERT INTO scores VALUES ('key1', 's', 1)")
+
+
+def test_a_file_that_another_process_holds_is_not_compacted(tmp_path: Path) -> None:
+    database = Database(tmp_path / "store.duckdb", wait_s=0.1)
+    with database.writer():
+        pass
+    before = database.path.read_bytes()
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import duckdb, time; c = duckdb.connect({str(database.path)!r}); print(1, flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(StoreLocked):
+            database.compact()
+        other.kill()
+    assert database.path.read_bytes() == before

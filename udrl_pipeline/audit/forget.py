@@ -141,12 +141,13 @@ def _all_files(workspace: Workspace, asset: str, version: str) -> list[Forgotten
 
 
 def _delete(connection: duckdb.DuckDBPyConnection, keys: list[str], needles: list[str]) -> None:
+    connection.register("gone", pd.DataFrame({"row_key": pd.Series(keys, dtype="str")}))
+    connection.register("needles", pd.DataFrame({"needle": pd.Series(needles, dtype="str")}))
     for table in ("rows", "scores"):
-        connection.execute(f"DELETE FROM {table} WHERE list_contains(?, row_key)", [keys])
+        connection.execute(f"DELETE FROM {table} WHERE row_key IN (SELECT row_key FROM gone)")
     connection.execute(
-        """UPDATE quarantine SET text = '', detail = '' WHERE list_contains(?, item)
-           OR len(list_filter(?, needle -> contains(lower(text), needle))) > 0""",
-        [keys, needles],
+        """UPDATE quarantine SET text = '', detail = '' WHERE item IN (SELECT row_key FROM gone)
+           OR EXISTS (SELECT 1 FROM needles WHERE contains(lower(text), needle))"""
     )
 
 

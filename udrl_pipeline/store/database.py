@@ -84,6 +84,7 @@ class Database:
                     quoted = str(staged).replace("'", "''")
                     connection.execute(f"ATTACH '{quoted}' AS fresh")
                     connection.execute(f'COPY FROM DATABASE "{self.path.stem}" TO fresh')
+                    connection.execute("CHECKPOINT fresh")  # or its rows would stay behind in a log of its own
                     connection.execute("DETACH fresh")
                     staged.rename(self.path)  # while this connection still keeps others out
             finally:

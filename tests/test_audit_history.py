@@ -1,0 +1,55 @@
+"""`udrl audit versions`: each version with its run, its commit, and what was set otherwise than before it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from test_audit import record
+from udrl_pipeline import audit
+from udrl_pipeline.audit.changes import Change
+from udrl_pipeline.audit.history import history
+from udrl_pipeline.cli import main
+from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.workspace import Workspace
+
+
+@pytest.fixture
+def made(settings: Settings) -> Workspace:
+    git = ["git", "-C", str(settings.root), "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "params"]):
+        subprocess.run([*git, *arguments], check=True)
+    for run, version, changed in (("run-1", "a", {}), ("run-2", "b", {"code_version": "d", "params": {"gain": 0.9}}), ("run-3", "c", {})):
+        workspace = Workspace(settings, run_id=run)
+        workspace.begin_run()
+        record(workspace, "labeled_dataset", version, **({"params": {"gain": 0.4}} | changed))
+        (settings.root / "params.yaml").write_text("# changed\n" + (settings.root / "params.yaml").read_text())
+    return workspace
+
+
+def test_what_differs_from_the_version_before_is_told(made: Workspace) -> None:
+    found = history(made, audit.versions(made))
+    assert [(e.version.version, e.before, e.changes, e.current) for e in found] == [
+        ("c", "b", [Change("gain", 0.9, 0.4), Change("code", "d", "c")], True),
+        ("b", "a", [Change("gain", 0.4, 0.9), Change("code", "c", "d")], False),
+        ("a", None, [], False),
+    ]
+
+
+def test_the_commit_and_whether_it_was_all_are_told(made: Workspace) -> None:
+    newest, *_, oldest = history(made, audit.versions(made))
+    assert (len(oldest.git_sha), oldest.git_sha == newest.git_sha) == (40, True)
+    assert (oldest.git_dirty, newest.git_dirty) == (False, True)
+
+
+def test_the_list_reads_well_at_80_columns(made: Workspace, params: Path) -> None:
+    result = CliRunner().invoke(main, ["audit", "versions", "--params", str(params)])
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2:4] == ["  changed  gain: 0.9 -> 0.4", "  changed  code: d -> c"]
+    assert lines[1].startswith("  run      run-3  at git ")
+    assert lines[1].endswith("with uncommitted changes")
+    told = json.loads(CliRunner().invoke(main, ["audit", "versions", "--json", "--params", str(params)]).stdout)
+    assert told[0]["changes"] == [{"name": "gain", "before": 0.9, "after": 0.4}, {"name": "code", "before": "d", "after": "c"}]
