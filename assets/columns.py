@@ -62,3 +62,36 @@ EXPLORED_ROWS = {
         [*LABELED_DATASET["dagster/column_schema"].columns, dg.TableColumn("round", "int", "0: the teacher's; n: written in round n")]
     )
 }
+
+
+def _from(**columns: str) -> dg.TableColumnLineage:
+    """Which columns (`asset.column`, separated by commas) each column is made from."""
+    return dg.TableColumnLineage(
+        {name: [dg.TableColumnDep(dg.AssetKey(asset), column) for asset, column in _parts(deps)] for name, deps in columns.items()}
+    )
+
+
+def _parts(deps: str) -> list[list[str]]:
+    return [dep.strip().split(".") for dep in deps.split(",")]
+
+
+_SAME = ("row_key", "task", "intent", "intent_key", "text", "tokens", "asked_words", "source", "run_id")
+_LABELS = {
+    "words": "teacher_corpus.text",
+    "relevance": "teacher_corpus.intent, teacher_corpus.text",
+    "fidelity": "teacher_corpus.intent, teacher_corpus.text",
+    "gain": "teacher_corpus.intent, teacher_corpus.text",
+    "repetition": "teacher_corpus.text",
+    "reward": "teacher_corpus.intent, teacher_corpus.text",
+    "quality": "teacher_corpus.intent, teacher_corpus.text, intents.split",
+}
+COLUMN_LINEAGE = {
+    "teacher_corpus": _from(
+        row_key="intents.intent_key", task="intents.tasks", intent="intents.intent", intent_key="intents.intent_key", text="intents.intent"
+    ),
+    "labeled_dataset": _from(**{name: f"teacher_corpus.{name}" for name in _SAME}, **_LABELS, split="intents.split"),
+    "explored_rows": _from(
+        **{column.name: f"labeled_dataset.{column.name}" for column in LABELED_DATASET["dagster/column_schema"].columns},
+        round="labeled_dataset.row_key",
+    ),
+}

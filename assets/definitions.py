@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets import jobs
+from assets.books import books_check
 from assets.evaluation_report import evaluation_report
 from assets.explored_rows import explored_rows
 from assets.intents import intents
@@ -11,8 +12,11 @@ from assets.store import Store
 from assets.student import students
 from assets.teacher_corpus import teacher_corpus
 
+assets = [intents, teacher_corpus, labeled_dataset, *students, explored_rows, evaluation_report]
+
 defs = dg.Definitions(
-    assets=[intents, teacher_corpus, labeled_dataset, *students, explored_rows, evaluation_report],
+    assets=assets,
+    asset_checks=[books_check(assets)],
     resources={"store": Store()},
     jobs=[jobs.refresh_data, jobs.retrain, jobs.retrain_all],
     schedules=[jobs.daily_retraining],

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from assets.columns import COLUMN_LINEAGE
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 
 Results = Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]
@@ -30,7 +31,7 @@ def results(
         facts = {name: _shown(value) for name, value in made.facts.items() if value is not None}
         yield dg.MaterializeResult(
             data_version=dg.DataVersion(made.version),
-            metadata={**facts, **_of_the_run(made), **show(folder), "dagster/uri": folder.absolute().as_uri()},
+            metadata={**facts, **_of_the_run(made), **show(folder), **_links(made, folder)},
         )
 
 
@@ -44,6 +45,13 @@ def _of_the_run(made: Version) -> dict[str, Any]:
         **{f"made from {name}": version for name, version in parents.items()},
         **made.work,
     }
+
+
+def _links(made: Version, folder: Path) -> dict[str, Any]:
+    """Where more is to be found: the version's folder, the ledger's answers, and the columns that its own are made from."""
+    questions = [f"`udrl audit {question} {made.version}`" for question in ("trace", "verify")]
+    lineage = {"dagster/column_lineage": COLUMN_LINEAGE[made.asset]} if made.asset in COLUMN_LINEAGE else {}
+    return {"dagster/uri": folder.absolute().as_uri(), "audit": dg.MetadataValue.md(", ".join(questions)), **lineage}
 
 
 def _check(name: str, expected: Expected | None) -> dg.AssetCheckResult:

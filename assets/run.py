@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
@@ -176,7 +176,9 @@ def account(events: Sequence[DagsterEvent], steps: Mapping[str, str], before: Ma
             check = event.asset_check_evaluation_data
             if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR:
                 observed = {name: value.value for name, value in check.metadata.items()}
-                run.failures.append(Failure(asset, "check", check.check_name, f"observed {json.dumps(observed, default=str)}"))
+                cause: Literal["check", "books"] = "check" if check.blocking else "books"
+                told = check.description or f"observed {json.dumps(observed, default=str)}"
+                run.failures.append(Failure(check.asset_key.to_user_string(), cause, check.check_name, told))
         elif event.is_step_success and asset in made:
             run.outcomes.append(_outcome(asset, made[asset], event.step_success_data.duration_ms / 1000, before.get(asset)))
         elif event.is_step_failure:

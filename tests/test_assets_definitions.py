@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.columns import INTENTS, LABELED_DATASET, TEACHER_CORPUS
+from assets.columns import COLUMN_LINEAGE, EXPLORED_ROWS, INTENTS, LABELED_DATASET, TEACHER_CORPUS
 from assets.definitions import defs
 from udrl_pipeline import corpus, dataset
 from udrl_pipeline.student.recipes import RECIPES
@@ -16,6 +16,7 @@ from udrl_pipeline.student.recipes import RECIPES
 REPOSITORY = Path(__file__).parent.parent
 SNAPSHOT = Path(__file__).parent / "snapshots" / "definitions.yaml"
 ASSETS = [asset for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)]
+BOOKS = {key.asset_key: [key.name] for check in defs.asset_checks or [] for key in check.check_keys}
 
 
 def described() -> dict[str, Any]:
@@ -29,7 +30,7 @@ def described() -> dict[str, Any]:
                 "owners": list(asset.specs_by_key[asset.key].owners),
                 "pool": asset.op.pool,
                 "blocking checks": [spec.name for spec in asset.check_specs if spec.blocking],
-                "other checks": [spec.name for spec in asset.check_specs if not spec.blocking],
+                "other checks": [spec.name for spec in asset.check_specs if not spec.blocking] + BOOKS.get(asset.key, []),
             }
             for asset in ASSETS
         },
@@ -70,6 +71,16 @@ def test_the_columns_shown_are_those_of_the_table(schema: dict[str, dg.TableSche
 
 def test_the_columns_of_intents_are_described() -> None:
     assert [column.name for column in INTENTS["dagster/column_schema"].columns] == ["intent_key", "intent", "tasks", "split", "source"]
+
+
+def test_every_column_tells_what_it_is_made_from() -> None:
+    schemas = {"teacher_corpus": TEACHER_CORPUS, "labeled_dataset": LABELED_DATASET, "explored_rows": EXPLORED_ROWS}
+    columns = {asset: {column.name for column in schema["dagster/column_schema"].columns} for asset, schema in schemas.items()}
+    columns["intents"] = {column.name for column in INTENTS["dagster/column_schema"].columns}
+    for asset, lineage in COLUMN_LINEAGE.items():
+        assert lineage.deps_by_column.keys() <= columns[asset]
+        assert {dep.column_name for deps in lineage.deps_by_column.values() for dep in deps} <= set().union(*columns.values())
+    assert [asset for asset in COLUMN_LINEAGE if COLUMN_LINEAGE[asset].deps_by_column.keys() < columns[asset]] == ["teacher_corpus"]
 
 
 @pytest.mark.parametrize("command", [["dg", "check", "defs"], ["dagster", "definitions", "validate", "-m", "assets.definitions"]])

@@ -20,7 +20,7 @@ from udrl_pipeline.settings import PARAMS_ENV, load
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 from udrl_pipeline.student import training
 from udrl_pipeline.student.recipes import RECIPES
-from udrl_pipeline.versioning import content_hash
+from udrl_pipeline.versioning import code_version, content_hash
 
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report"]
@@ -30,6 +30,12 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "student": lambda folder: (folder / "loss.json").write_text(json.dumps(LOSSES)),
     "evaluation_report": lambda folder: (folder / "report.html").write_text("<h1>the report</h1>"),
 }
+
+
+SOURCES = {
+    "teacher_corpus": corpus.SOURCES, "labeled_dataset": dataset.SOURCES, "explored_rows": exploration.SOURCES,
+    "student": training.SOURCES, "evaluation_report": report.SOURCES,
+}  # fmt: skip
 
 
 def write_rows(folder: Path) -> None:
@@ -53,7 +59,8 @@ class Library:
         def build(workspace: Workspace, *_: str) -> Version:
             params = {"content": self.content.get(asset, ""), "seed": workspace.settings.student.seed if asset.startswith("student") else 0}
             found = workspace.parents(*parents)
-            fingerprint = workspace.fingerprint(asset, "code", params, found)
+            code = code_version(SOURCES[asset.split("/")[0]])
+            fingerprint = workspace.fingerprint(asset, code, params, found)
             if made := workspace.reuse(asset, fingerprint):
                 return made
             self.made.append(asset)
@@ -63,7 +70,7 @@ class Library:
                     raise failure
                 failure()
             return workspace.record(
-                asset, version=content_hash([params, found]), fingerprint=fingerprint, code_version="code", rows=2, params=params,
+                asset, version=content_hash([params, found]), fingerprint=fingerprint, code_version=code, rows=2, params=params,
                 parents=found, facts={"rows_per_task": {"image": 1}, "edges": {"image": [0.1]}, "note": None},
                 expectations=self.expected(asset), write=FILES.get(asset.split("/")[0], write_rows), work=work,
             )  # fmt: skip

@@ -30,10 +30,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What stopped an asset: an input that is at fault, a blocking check, or a mistake of the program."""
+    """What stopped an asset: an input that is at fault, a blocking check, or a mistake of the program; or two books that disagree."""
 
     asset: str
-    cause: Literal["input", "check", "program"]
+    cause: Literal["input", "check", "books", "program"]
     name: str
     message: str
 
@@ -120,6 +120,9 @@ def complain(run: Run) -> None:
             console.print(f"[red]check failed[/]  {failure.asset}: {escape(failure.name)}, {escape(failure.message)}")
         elif failure.cause == "input":
             error(failure.message, failure.asset)
+        elif failure.cause == "books":
+            console.print(f"[red]the books disagree[/]  {failure.asset}: {escape(failure.message)}")
+            console.print("  -> `udrl audit verify` tells whether the ledger is whole; a run of the asset enters its version in both")
         else:
             console.print(f"[red]this is a mistake of the program[/]  {failure.asset}\n{escape(failure.message)}")
     if checked := sorted({failure.asset for failure in run.failures if failure.cause == "check"}):
