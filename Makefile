@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof ui lint types format recorded images vllm dvc clean setup
+.PHONY: help run test proof ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,6 +50,9 @@ recorded: vllm ## let the teacher write all rows that ship with the package anew
 	@$(BIN)/udrl run --select intents --select teacher_corpus --select labeled_dataset \
 		--set teacher.recorded=false --set artifacts=artifacts/recorded
 	@$(BIN)/udrl corpus export udrl_pipeline/recorded/rows.parquet --recorded --set artifacts=artifacts/recorded
+
+example: $(READY) ## play docs/audit.md: a small history, and what the audit commands say of it (some minutes)
+	@$(BIN)/python docs/make_audit.py
 
 images: $(READY) ## the README's pictures, from the newest run (needs Chromium)
 	@$(BIN)/python docs/make_images.py

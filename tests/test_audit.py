@@ -12,7 +12,7 @@ from udrl_pipeline.audit.pending import News, pending
 from udrl_pipeline.errors import IntentsError, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
+from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace
 
 BUILDS: list[Callable[[Workspace], Version]] = [intents.build, corpus.build]
 
@@ -36,6 +36,29 @@ def test_an_asset_without_versions_is_an_error_that_names_those_with(workspace: 
     with pytest.raises(UdrlError, match=r"no version of 'intent'(.|\n)*assets with versions: intents"):
         audit.versions(workspace, "intent")
     assert audit.versions(workspace, "intents")
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("intents", "c3"), ("intents~0", "c3"), ("intents~1", "a1"), ("teacher_corpus", "b2"), ("a", "a1"), ("intents@c", "c3")],
+)
+def test_a_version_is_named_by_itself_its_first_digits_or_its_place_in_the_history(workspace: Workspace, name: str, version: str) -> None:
+    record(workspace, "intents", "a1")
+    record(workspace, "teacher_corpus", "b2", parents={"intents": "a1"})
+    record(workspace, "intents", "c3")
+    record(workspace, "intents", "d4", expectations=[Expected("usable", False, True, {})])
+    assert audit.resolve(workspace, name).version == version
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("intents~2", "no version"), ("intents~x", "no version"), ("", "no version"), ("c", "more than")]
+)
+def test_a_name_that_fits_none_or_several_is_a_typed_error(workspace: Workspace, name: str, what: str) -> None:
+    for version in ("a1", "c3", "c4"):
+        record(workspace, "intents", version)
+    record(workspace, "teacher_corpus", "c3")
+    with pytest.raises(UdrlError, match=what):
+        audit.resolve(workspace, name.replace("~2", "~3"))
 
 
 def test_quarantine_is_that_of_the_newest_version_of_each_asset(workspace: Workspace) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,21 @@ import yaml
 from udrl_pipeline import corpus, dataset
 from udrl_pipeline.evaluation import report
 from udrl_pipeline.intents import asset as intents
+from udrl_pipeline.settings import load
+from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student import training
+from udrl_pipeline.versioning import files_sha256
 
 REPOSITORY = Path(__file__).parent.parent
 DVC = REPOSITORY / ".venv-dvc" / "bin" / "dvc"
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-#: Stands in for `udrl run --select ASSET --copy-to FOLDER`: writes down that it ran, and what an asset's version holds.
-UDRL = """#!/bin/sh
+#: Stands in for `udrl run --select ASSET --copy-to FOLDER`: writes down that it ran, and what an asset's version holds; the metric
+#: is the student's seed.
+UDRL = r"""#!/bin/sh
 echo "$3" >> ran
 mkdir -p "$5/$3"
 cat params.yaml > "$5/$3/manifest.json"
-echo '{"relevance": {"udrl": 0.61}}' > "$5/$3/metrics.json"
+echo "{\"relevance\": {\"udrl\": 0.$(sed -n '/^student:/,/^rounds:/s/^  seed: //p' params.yaml)}}" > "$5/$3/metrics.json"
 echo '[{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]' | tee "$5/$3/loss.training.json" > "$5/$3/loss.validation.json"
 """
 
@@ -101,10 +106,63 @@ def test_repro_runs_what_changed_and_nothing_else(tree: Path) -> None:
     (tree / "params.yaml").write_text(params.replace("  seed: 11", "  seed: 12"), encoding="utf-8")
     dvc(tree, "repro")
     assert ran(tree) == ["student/udrl", "evaluation_report"]
-    assert json.loads(dvc(tree, "metrics", "show", "--json"))[""]["data"]["artifacts/current/evaluation_report/metrics.json"]["data"] == {
-        "relevance": {"udrl": 0.61}
-    }
+    metrics = json.loads(dvc(tree, "metrics", "show", "--json"))[""]["data"]
+    assert metrics["artifacts/current/evaluation_report/metrics.json"]["data"] == {"relevance": {"udrl": 0.12}}
     plots = json.loads(dvc(tree, "plots", "show", "--json"))["data"]
     assert [Path(name).name for name in plots] == ["loss.training.json", "loss.validation.json"]
     for [plot] in plots.values():
         assert [(point["step"], point["loss"]) for point in plot["content"]["data"]["values"]] == [(1, 3.5), (2, 2.5)]
+
+
+def test_metrics_diff_tells_what_a_changed_setting_did(tree: Path) -> None:
+    git = ["git", "-C", str(tree), "-c", "user.name=n", "-c", "user.email=e"]
+    dvc(tree, "repro")
+    (tree / ".gitignore").write_text("artifacts/\nran\n", encoding="utf-8")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "before"]):
+        subprocess.run([*git, *arguments], check=True)
+    dvc(tree, "config", "core.no_scm", "false")
+    params = (tree / "params.yaml").read_text(encoding="utf-8")
+    (tree / "params.yaml").write_text(params.replace("  seed: 11", "  seed: 12"), encoding="utf-8")
+    dvc(tree, "repro")
+    [changed] = json.loads(dvc(tree, "metrics", "diff", "--json")).values()
+    assert changed["relevance.udrl"] == {"old": 0.11, "new": 0.12, "diff": pytest.approx(0.01)}
+
+
+def test_a_deleted_artifact_comes_back_from_a_remote_bit_for_bit(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    dvc(tree, "repro")
+    before = files_sha256(tree / "artifacts")
+    dvc(tree, "remote", "add", "--default", "store", str(tmp_path_factory.mktemp("remote")))
+    dvc(tree, "push")
+    shutil.rmtree(tree / "artifacts")
+    shutil.rmtree(tree / ".dvc" / "cache")
+    dvc(tree, "pull")
+    assert files_sha256(tree / "artifacts") == before
+    assert len(before) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_from_the_ui_and_one_from_dvc_give_the_same_versions(tmp_path: Path) -> None:
+    """The example's data assets, once by `dvc repro` and once by the executor that the UI uses."""
+    if not DVC.exists():
+        pytest.skip("DVC is not installed: `make dvc`")
+    by_dvc, by_ui = tmp_path / "dvc", tmp_path / "ui"
+    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    values["intents"] |= {"builtin": 200}
+    for folder in (by_dvc, by_ui):
+        folder.mkdir()
+        (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        shutil.copy(REPOSITORY / "dagster.yaml", folder)
+        shutil.copytree(REPOSITORY / "udrl_pipeline", folder / "udrl_pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPOSITORY / "assets", folder / "assets", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "dvc.yaml", by_dvc)
+    (by_dvc / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    dvc(by_dvc, "init", "--no-scm", "--quiet")
+    dvc(by_dvc, "repro", "labeled_dataset")
+    command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize", "--select", "intents,teacher_corpus,labeled_dataset"]
+    environment = {**os.environ, "DAGSTER_HOME": str(by_ui)}
+    done = subprocess.run([*command, "-m", "assets.definitions"], cwd=by_ui, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = ("intents", "teacher_corpus", "labeled_dataset")
+    found = [Workspace(load(folder / "params.yaml", preset="")).parents(*names) for folder in (by_dvc, by_ui)]
+    assert found[0] == found[1]

@@ -27,6 +27,9 @@ def audit() -> None:
     What has this bad batch touched?            impact
     Can I have the old version back?            checkout VERSION --to DIR
     Has anybody touched it?                     verify
+
+    A VERSION is named by its digits (the first ones suffice), by ASSET@VERSION, or by its place in the history: ASSET is the
+    current one, ASSET~1 the one before it.
     """
 
 

@@ -45,13 +45,19 @@ def quarantine(workspace: Workspace) -> list[SetAside]:
 
 
 def resolve(workspace: Workspace, name: str) -> Version:
-    """The version that a user means: `VERSION`, its first digits, or `ASSET@VERSION` where two assets share them.
+    """The version that a user means: `VERSION`, its first digits, or `ASSET@VERSION` where two assets share them; `ASSET` is the
+    asset's current version, and `ASSET~n` the one n before it (of those that passed their checks).
 
     Raises:
         UdrlError: There is none, or more than one.
     """
-    asset, _, digits = name.rpartition("@")
-    found = [v for v in versions(workspace) if v.version.startswith(digits) and asset in ("", v.asset)] if digits else []
+    known = versions(workspace)
+    asset, tilde, back = name.partition("~")
+    if asset in {version.asset for version in known} and (back.isdecimal() or not tilde):
+        found = [v for v in known if v.asset == asset and v.verdict == "PASS"][int(back or 0) :][:1]
+    else:
+        asset, _, digits = name.rpartition("@")
+        found = [v for v in known if v.version.startswith(digits) and asset in ("", v.asset)] if digits else []
     if len(found) == 1:
         return found[0]
     which = ", ".join(f"{v.asset}@{v.version}" for v in found[:5])
