@@ -54,9 +54,8 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
         click.echo(json.dumps([entry.as_dict() for entry in found], default=str))
         return
     for entry in found:
-        click.echo(
-            _line(0, entry.version) + (f"  {entry.version.verdict}" if entry.version.verdict != "PASS" else "") + "  *" * entry.current
-        )
+        verdict = "  FAIL" if entry.version.verdict == "FAIL" else "  *" if entry.current else ""
+        click.echo(_line(0, entry.version) + verdict)
         for parent, version in sorted(entry.version.parents.items()):
             click.echo(f"  from     {parent} {version}")
         at = f"  at git {entry.git_sha[:12]}{' with uncommitted changes' * entry.git_dirty}" if entry.git_sha else ""

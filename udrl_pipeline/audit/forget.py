@@ -122,13 +122,11 @@ def _shows(folder: Path, needles: list[str]) -> bool:
     """Whether a report holds one of these texts, whatever its file escapes."""
     for file in sorted(folder.glob("*")):
         if file.suffix == ".parquet":
-            held = {
-                str(value).casefold() for column in pd.read_parquet(file).select_dtypes(["object", "string"]).items() for value in column[1]
-            }
-            if held.intersection(needles):
+            texts = pd.read_parquet(file).select_dtypes(["object", "string"])
+            if not {str(text).casefold() for text in texts.to_numpy().ravel()}.isdisjoint(needles):
                 return True
         else:
-            text = file.read_text(encoding="utf-8").casefold()
+            text = file.read_text(encoding="utf-8", errors="replace").casefold()
             plain = html.unescape(text)
             if any(needle in plain or json.dumps(needle, ensure_ascii=False)[1:-1] in text for needle in needles):
                 return True
@@ -157,18 +155,20 @@ def _put_in_place(workspace: Workspace, stone: Tombstone) -> None:
         folder = workspace.version_folder(file.asset, file.version)
         path, aside = folder / file.file, _aside(folder / file.file)
         with typed_errors(path):
+            if not path.exists() or file_sha256(path) != file.before:
+                continue  # it is done; or a report was made again since
             if file.after is None:
                 (folder / "manifest.json").unlink(missing_ok=True)  # first: a folder without a manifest is no version
-                path.unlink(missing_ok=True)
-                if folder.exists() and not any(folder.iterdir()):
+                path.unlink()
+                if not any(folder.iterdir()):
                     folder.rmdir()
-            elif file_sha256(path) == file.before:
-                if not aside.exists():
-                    _write_aside(path, stone.row_keys, stone.subject)
-                manifest = workspace.manifest(file.asset, file.version)
-                manifest["files"][file.file] = file.after
-                manifest["forgotten"] = [*manifest.get("forgotten", []), stone.number]
-                staged = folder.with_name(f".{folder.name}.manifest.json")
-                staged.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-                aside.replace(path)
-                staged.replace(folder / "manifest.json")
+                continue
+            if not aside.exists():
+                _write_aside(path, stone.row_keys, stone.subject)
+            manifest = workspace.manifest(file.asset, file.version)
+            manifest["files"][file.file] = file.after
+            manifest["forgotten"] = sorted({*manifest.get("forgotten", []), stone.number})
+            staged = folder.with_name(f".{folder.name}.manifest.json")
+            staged.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+            staged.replace(folder / "manifest.json")
+            aside.replace(path)  # last: a kill before it leaves a file that is still to be replaced
