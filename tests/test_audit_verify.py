@@ -156,3 +156,10 @@ def test_the_command_ends_with_1_where_something_was_touched(made: Workspace, pa
         {"asset": "teacher_corpus", "version": at.name, "what": "files differ from the manifest: rows.parquet (missing)"}
     ]
     assert "rows.parquet (missing)" in " ".join(CliRunner().invoke(main, [*arguments, at.name]).stdout.split())
+
+
+def test_rows_that_the_ledger_counts_otherwise_are_named(made: Workspace) -> None:
+    edit(made, "UPDATE holdings SET rows = rows + 1 WHERE asset = 'teacher_corpus'")
+    assert {(fault.asset, fault.what) for fault in verify(made)} == {
+        ("teacher_corpus", "the ledger counts other rows than its table holds")
+    }

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from conftest import FakeEngine
@@ -74,6 +75,15 @@ def test_the_loss_falls_and_the_curve_is_kept(workspace: Workspace) -> None:
     losses = [point["loss"] for point in curve if "loss" in point]
     assert losses[-1] < losses[0]
     assert [point for point in curve if "validation_loss" in point]
+
+
+def test_a_student_keeps_which_rows_it_has_read_and_how_often(workspace: Workspace) -> None:
+    made = training.build(workspace, "udrl")
+    seen = pd.read_parquet(workspace.version_folder("student/udrl", made.version) / training.SEEN)
+    rows = dataset.read_dataset(workspace, made.parents["labeled_dataset"])
+    assert seen.row_key.tolist() == sorted(rows.row_key[rows.split == "train"])
+    assert set(seen.times) == {2}  # student.epochs
+    assert seen.times.sum() == made.rows
 
 
 def test_the_same_inputs_take_no_training_step(workspace: Workspace) -> None:

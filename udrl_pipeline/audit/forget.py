@@ -89,6 +89,9 @@ def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, keys: l
             learned = []
         for stone in before:  # also what a run that was killed has left undone
             _put_in_place(workspace, stone)
+            with workspace.database.writer() as connection:
+                for asset, version in {(file.asset, file.version) for file in stone.files}:
+                    workspace.enter_holdings(connection, asset, version)
         workspace.database.compact()
     gone = sorted({file.version for stone in before for file in stone.files if file.after is None})
     return Forgetting(before[-1], learned, gone)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 
 from udrl_pipeline import corpus, dataset, exploration
@@ -16,7 +17,7 @@ from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import content_of as content_of_intents
 from udrl_pipeline.store import tombstones
 from udrl_pipeline.store.seals import chain
-from udrl_pipeline.store.tables import ROWS
+from udrl_pipeline.store.tables import ROWS, holdings
 from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student.training import STUDENTS
@@ -77,6 +78,9 @@ def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: 
     for parent in version.parents.items():
         if parent not in book.versions:
             yield f"its parent {parent[0]} {parent[1]} is not in the ledger"
+    with workspace.database.reader() as connection:
+        if version.files and holdings(connection, folder) != _counted(connection, version):
+            yield "the ledger counts other rows than its table holds"
     if forgotten:
         return  # its name tells what it held before
     if version.asset.startswith(STUDENTS):
@@ -87,6 +91,12 @@ def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: 
         return  # a report's name also counts what is not in its files
     if found != version.version:
         yield f"its content hashes to {found}"
+
+
+def _counted(connection: duckdb.DuckDBPyConnection, version: Version) -> list[tuple[str, str, int]]:
+    return connection.execute(
+        "SELECT source, run_id, rows FROM holdings WHERE asset = ? AND version = ? ORDER BY ALL", [version.asset, version.version]
+    ).fetchall()
 
 
 def _expected_files(book: Book, stones: list[Tombstone], version: Version) -> tuple[dict[str, str], bool]:

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import duckdb
 from filelock import FileLock, Timeout
 
 from udrl_pipeline.errors import CorruptArtifact, StoreLocked, UdrlError
@@ -304,14 +305,17 @@ class Workspace:
                 frame = pd.DataFrame([(made.asset, made.version, q.item, q.reason, q.detail, q.text) for q in quarantined])
                 connection.register("frame", frame)
                 connection.execute("INSERT OR IGNORE INTO quarantine SELECT * FROM frame")
-            for source, run_id, rows in holdings(connection, self.version_folder(made.asset, made.version)) if made.files else []:
-                connection.execute(
-                    "INSERT OR IGNORE INTO holdings VALUES (?, ?, ?, ?, ?)", [made.asset, made.version, source, run_id, rows]
-                )
+            self.enter_holdings(connection, made.asset, made.version)
             row = [made.asset, made.version, made.fingerprint, made.code_version, made.rows, made.verdict, self.run_id,
                    datetime.now(UTC), canonical(made.params), canonical(made.facts), canonical(made.files)]  # fmt: skip
             sealed = seal(connection, row, last_seal(connection))
             connection.execute(f"INSERT INTO versions ({COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, sealed])
+
+    def enter_holdings(self, connection: duckdb.DuckDBPyConnection, asset: str, version: str) -> None:
+        """Count the rows in a version's folder anew."""
+        connection.execute("DELETE FROM holdings WHERE asset = ? AND version = ?", [asset, version])
+        for found in holdings(connection, self.version_folder(asset, version)):
+            connection.execute("INSERT INTO holdings VALUES (?, ?, ?, ?, ?)", [asset, version, *found])
 
     def tombstones(self) -> list[Tombstone]:
         """What was taken out for good, the oldest first."""
