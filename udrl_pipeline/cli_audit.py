@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from udrl_pipeline import cli_output
+from udrl_pipeline.characters import printable, to_json
 from udrl_pipeline.cli_settings import read_settings, settings_options
 from udrl_pipeline.errors import UdrlError
 
@@ -56,7 +57,7 @@ def audit_quarantine(as_json: bool, **chosen: Any) -> None:
 
     found = quarantine(Workspace(read_settings(**chosen)))
     if as_json:
-        click.echo(json.dumps([{"asset": s.asset, "version": s.version, **asdict(s.row)} for s in found], ensure_ascii=False))
+        click.echo(to_json([{"asset": s.asset, "version": s.version, **asdict(s.row)} for s in found]))
         return
     groups: dict[tuple[str, str], list[str]] = {}
     for s in found:
@@ -108,7 +109,7 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     workspace = Workspace(read_settings(**chosen))
     found = difference(workspace, resolve(workspace, before), resolve(workspace, after))
     if as_json:
-        click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
+        click.echo(to_json(found.as_dict()))
         return
     click.echo(f"{found.a.asset}  {found.a.version} -> {found.b.version}  ({found.a.rows:,} -> {found.b.rows:,} rows)")
     if causes := found.causes():
@@ -147,7 +148,7 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     start = resolve(workspace, version or "")
     up, down = lineage.upwards(workspace, start), lineage.downwards(workspace, start)
     if as_json:
-        click.echo(json.dumps({"up": up.as_dict(), "down": down.as_dict()}, ensure_ascii=False))
+        click.echo(to_json({"up": up.as_dict(), "down": down.as_dict()}))
         return
     click.echo("made from")
     for depth, found, again in up.walk(1):
@@ -155,7 +156,8 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
         if again:
             continue
         for name, value in lineage.origin(found).items():
-            click.echo(f"{'  ' * (depth + 1)}{name}: {value if isinstance(value, str | int) else json.dumps(value)}")
+            told = printable(value) if isinstance(value, str) else to_json(value)
+            click.echo(f"{'  ' * (depth + 1)}{name}: {told}")
     click.echo("used by" if down.next else "used by nothing")
     for depth, found, again in list(down.walk())[1:]:
         click.echo(_line(depth, found) + ("  (as above)" if again else ""))
@@ -168,7 +170,7 @@ def _line(depth: int, found: "Version") -> str:
 def _show_row(found: "RowTrace", as_json: bool) -> None:
     if as_json:
         touched = [{"asset": v.asset, "version": v.version} for v in found.touched]
-        click.echo(json.dumps({"row": found.row, "places": found.places, "touched": touched}, ensure_ascii=False))
+        click.echo(to_json({"row": found.row, "places": found.places, "touched": touched}))
         return
     cli_output.show_table(("the row", ""), [(name, str(value)) for name, value in found.row.items()])
     places = [(p["asset"], p["version"], " ".join(f"{n}={v}" for n, v in p.items() if n not in ("asset", "version"))) for p in found.places]
