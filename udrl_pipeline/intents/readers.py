@@ -125,7 +125,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[Candidate]:
         named = {column.lower(): column for column in relation.columns}
         chosen = [column for column in COLUMNS if column in named]
         rows = relation.select(*(duckdb.ColumnExpression(named[column]) for column in chosen)).fetchall() if "intent" in named else []
-    except duckdb.Error as error:
+    except (duckdb.Error, RuntimeError, ValueError) as error:  # the latter two from text that is not UTF-8
         raise IntentsError(
             f"is no readable Parquet file ({str(error).splitlines()[0]})", where=str(path), remedy="write it again"
         ) from None
@@ -137,7 +137,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[Candidate]:
 
 
 def _named(columns: list[str]) -> str:
-    return ", ".join(columns)[:200] or "none"
+    return printable(", ".join(columns)[:200]) or "none"
 
 
 def _filled(value: object) -> object:
