@@ -1,5 +1,6 @@
 """A version of the library, as Dagster shows it: data version, metadata, asset checks."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ import dagster as dg
 import pandas as pd
 
 from assets.columns import COLUMN_LINEAGE
+from udrl_pipeline.characters import printable
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 
+#: What means something in Markdown within a line; HTML is part of it.
+MARKUP = re.compile(r"[\\`*_\[\]<>&!|~$]")
 Results = Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]
 
 
@@ -88,4 +92,7 @@ def sample(frame: pd.DataFrame, columns: Sequence[str], rows: int = 9) -> dg.Mar
 
 
 def _cell(value: Any) -> str:
-    return (f"{value:.3g}" if isinstance(value, float) else str(value)).replace("|", "\\|").replace("\n", " ")
+    """A cell that shows just this text: nothing in it is a link, a picture or a tag, which the page would fetch or run."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return MARKUP.sub(r"\\\g<0>", printable(" ".join(str(value).split("\n"))))

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udrl_pipeline.characters import CONTROL_TOKEN
 from udrl_pipeline.commands import Command, CommandSpace, achieved
 from udrl_pipeline.errors import StudentError
-from udrl_pipeline.intents import CONTROL_TOKEN, problem
+from udrl_pipeline.intents import problem
 from udrl_pipeline.settings import CommandSettings
 
 SPACE = CommandSpace(

@@ -83,6 +83,10 @@ def test_no_intent_left_is_a_typed_error_and_keeps_the_last_version(own) -> None
     current = workspace.current("intents")
     assert current is not None
     assert current.version == first.version
+    with pytest.raises(
+        IntentsError, match=r"no intent is left \(2 lines were set aside, such as ideas.csv:2: empty; ideas.csv:3: not text\)"
+    ):
+        asset.build(own('intent\n""\n123\n'))
 
 
 def test_an_unreadable_file_keeps_the_last_version(own) -> None:

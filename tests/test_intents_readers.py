@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from udrl_pipeline.characters import printable
 from udrl_pipeline.errors import IntentsError
 from udrl_pipeline.intents import Candidate, judge
 from udrl_pipeline.intents.readers import read_source
@@ -119,6 +120,27 @@ def test_one_bad_line_among_a_thousand_good_ones_costs_one(read, settings: Setti
     kept, set_aside = sorted_out(settings, read("a.csv", "intent\n" + "\n".join(lines)))
     assert len(kept) == 999
     assert set_aside == [("a.csv:502", "not UTF-8")]
+
+
+def test_lines_of_a_megabyte_with_broken_quotes_are_each_read_once(read, settings: Settings) -> None:
+    # each of them twenty times took minutes
+    kept, set_aside = sorted_out(settings, read("a.csv", "intent\n" + ('"' + "fox," * 250_000 + "\n") * 30 + "red fox\n"))
+    assert kept == ["red fox"]
+    assert set_aside == sorted((f"a.csv:{n}", "quotes that do not close") for n in range(2, 32))
+
+
+def test_a_carriage_return_within_a_line_is_named(read, settings: Settings) -> None:
+    assert sorted_out(settings, read("a.csv", "intent\nred\rfox\nblue fox\n")) == (["blue fox"], [("a.csv:2", "control characters")])
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m\n\u202e.csv", "a\udce9.csv"])
+def test_a_files_own_name_is_shown_printable(read, name: str) -> None:
+    try:
+        (candidate,) = read(name, "intent\nred fox\n")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert candidate.where == f"{printable(name)}:2"
+    assert candidate.where.isprintable()
 
 
 def test_many_broken_quotes_are_read_in_reasonable_time(read, settings: Settings) -> None:

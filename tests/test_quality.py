@@ -51,6 +51,23 @@ def test_a_bad_row_goes_to_quarantine_with_the_expectation_that_it_broke(setting
     assert [(q.item, q.reason, q.text) for q in quarantined] == [("004", name, BAD[name][0])]
 
 
+@pytest.mark.parametrize(
+    ("hidden", "fault"),
+    [
+        ("\x1b[31m", "control characters"),
+        ("\x00", "control characters"),
+        ("\u202e", "bidirectional control"),
+        ("\u200b", "invisible characters"),
+        ("[/INST]", "control token"),
+    ],
+)
+def test_a_text_that_hides_something_is_quarantined_with_what_it_hides(settings: Settings, hidden: str, fault: str) -> None:
+    text = f"Lighthouse with tall {hidden} grey waves, oil on canvas"
+    kept, _, quarantined = judged(settings, [(text, "stop"), *((text, "stop") for text in GOOD)])
+    assert kept.text.tolist() == GOOD
+    assert quarantined == [Quarantined("000", "no_control_token", f"fault = {fault}", text)]
+
+
 def test_good_rows_are_all_kept(settings: Settings) -> None:
     kept, expected, quarantined = judged(settings, [(text, "stop") for text in GOOD])
     assert (kept.text.tolist(), quarantined, {e.passed for e in expected}) == (GOOD, [], {True})

@@ -214,6 +214,14 @@ def test_a_request_that_the_server_refuses_costs_itself_alone(endpoint: Endpoint
     assert len(endpoint.bodies) == 4
 
 
+def test_what_a_server_says_of_a_refusal_is_shown_short_and_printable(endpoint: Endpoint, engine: Callable[..., ServerEngine]) -> None:
+    endpoint.answer = failing(1, 400, "\x1b[31m\u202e\ud800" + "x" * 10_000)
+    (refusal,) = engine().generate([request("red fox")])
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason.isprintable()
+    assert len(refusal.reason) < 600
+
+
 def test_a_server_that_is_too_slow_is_a_typed_error(endpoint: Endpoint, engine: Callable[..., ServerEngine]) -> None:
     def slow(*_: object) -> Answer:
         time.sleep(1)

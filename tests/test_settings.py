@@ -89,6 +89,16 @@ def test_numbers_written_as_yaml_writes_them_are_read(load: Load, params: Path) 
         ({"teacher.engine": "gguf"}, "teacher.engine = 'gguf': Input should be 'auto', 'transformers', 'vllm' or 'server'"),
         ({"teacher.model": "path:x"}, "teacher.model = 'path:x': Input should be a valid dictionary"),
         ({"teacher.model.sha256": "abc"}, "teacher.model.sha256 = 'abc': String should match pattern '^[0-9a-f]{64}$'"),
+        (
+            {"teacher.model.file": "../../etc/passwd"},
+            "teacher.model.file = '../../etc/passwd': must lead to something inside the reference",
+        ),
+        ({"teacher.model.file": "/etc/passwd"}, "teacher.model.file = '/etc/passwd': must lead to something inside the reference"),
+        ({"rewards.scorer.file": "a\0b"}, r"rewards.scorer.file = 'a\x00b': must lead to something inside the reference"),
+        ({"tasks.names": ["../image"]}, "tasks.names.0 = '../image': String should match pattern"),
+        ({"tasks.names": ["image", "/etc/image"]}, "tasks.names.1 = '/etc/image': String should match pattern"),
+        ({"tasks.names": ["a\0b"]}, r"tasks.names.0 = 'a\x00b': String should match pattern"),
+        ({"tasks.names": ["image\n"]}, r"tasks.names.0 = 'image\n': String should match pattern"),
         ({"teacher.server.base_url": "127.0.0.1:8000"}, "teacher.server.base_url = '127.0.0.1:8000': String should match pattern"),
         ({"teacher.server.base_url": "http://me:secret@host/v1"}, "teacher.server.base_url = "),
         ({"teacher.server.concurrency": 0}, "teacher.server.concurrency = 0: Input should be greater than or equal to 1"),
@@ -142,6 +152,10 @@ def test_a_missing_value_is_named(params: Path, load: Load) -> None:
         (b"", "holds no mapping of keys"),
         ("artifacts: Büro".encode("latin-1"), "cannot be read: 'utf-8' codec"),
         (b"artifacts: a\x00b", "not valid YAML: unacceptable character"),
+        (b"artifacts: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine a constructor"),
+        (b"intents: &a {sources: *a}", "not valid YAML: *a: aliases are not read"),
+        (b"artifacts: " + b"[" * 20_000, "not valid YAML: is nested too deeply"),
+        (b"artifacts: 2024-13-45", "not valid YAML: month must be in 1..12"),
     ],
 )
 def test_a_file_that_holds_no_settings_is_named(params: Path, load: Load, content: bytes, says: str) -> None:
@@ -171,3 +185,12 @@ def test_an_unknown_preset_names_those_there_are(params: Path) -> None:
         settings_module.load(params, preset="day")
     assert caught.value.what == "no preset named 'day'"
     assert caught.value.remedy == "presets here: night"
+
+
+@pytest.mark.parametrize("name", ["../params", "sub/fast", "/etc/fast", "..", "a\0b"])
+def test_a_preset_is_a_file_of_the_presets_folder(params: Path, name: str) -> None:
+    (params.parent / "presets" / "sub").mkdir(parents=True)
+    (params.parent / "presets" / "sub" / "fast.yaml").write_text("{}", encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        settings_module.load(params, preset=name)
+    assert caught.value.what == f"no preset named {name!r}"

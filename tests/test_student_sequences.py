@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test_commands import SPACE
+from udrl_pipeline.characters import CONTROL_TOKEN
 from udrl_pipeline.commands import Command
 from udrl_pipeline.student.recipes import RECIPES
-from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, drop_out, encode, training_order
+from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, drop_out, encode, encode_prompts, training_order
 from udrl_pipeline.student.vocabulary import train_bpe
 
 TEXTS = [
@@ -47,6 +49,33 @@ def test_the_loss_counts_the_text_and_its_end_but_not_the_prompt(tokenizer) -> N
 
 def test_every_control_token_is_one_token(tokenizer) -> None:  # type: ignore[no-untyped-def]
     assert [len(tokenizer(token)["input_ids"]) for token in SPACE.control_tokens()] == [1] * len(SPACE.control_tokens())
+
+
+#: Texts with whole control tokens, pieces of them, and anything else.
+HOSTILE = st.lists(st.sampled_from([*SPACE.control_tokens(), "<|end|>", "<|", "|>", "words:", " "]) | st.text(max_size=6), max_size=6).map(
+    "".join
+)
+
+
+@given(st.sampled_from(SPACE.tasks), HOSTILE, HOSTILE, st.integers(6, 40) | st.none(), st.integers(1, 5) | st.none())
+def test_no_intent_and_no_text_brings_a_control_token(tokenizer, task: str, intent: str, text: str, words, quality) -> None:  # type: ignore[no-untyped-def]
+    control = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(SPACE.control_tokens())}
+    for space in (SPACE, replace(SPACE, order="first")):
+        command = Command(task, intent, words, quality)
+        (sequence,) = encode(tokenizer, space, [command], [text], ["key"], 10_000)
+        plain = space.render(replace(command, intent="a"))
+        rendered = [token for token in sequence.prompt if token in control]
+        assert tokenizer.convert_ids_to_tokens(rendered) == CONTROL_TOKEN.findall(plain)
+        assert tokenizer.decode(sequence.prompt) == space.render(command)
+        assert [token for token in sequence.answer if token in control] == [tokenizer.eos_token_id]
+        assert tokenizer.decode(sequence.answer[:-1]) == f" {text}"
+
+
+@given(st.lists(st.text("abc é雪", min_size=1), min_size=1, max_size=5))
+def test_a_plain_intent_is_encoded_as_the_whole_prompt_is(tokenizer, intents: list[str]) -> None:  # type: ignore[no-untyped-def]
+    commands = [Command("image", intent, 6 + n, 5) for n, intent in enumerate(intents)]
+    whole = tokenizer([SPACE.render(command) for command in commands], add_special_tokens=False)["input_ids"]
+    assert encode_prompts(tokenizer, SPACE, commands) == whole
 
 
 def test_the_order_depends_on_the_rows_and_not_on_their_order(tokenizer) -> None:  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from udrl_pipeline import cli_output
+from udrl_pipeline.characters import printable, to_json
 from udrl_pipeline.cli_audit_acts import audit_checkout, audit_export, audit_forget
 from udrl_pipeline.cli_settings import read_settings, settings_options
 from udrl_pipeline.errors import UdrlError
@@ -51,7 +52,7 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
     workspace = Workspace(read_settings(**chosen))
     found = history(workspace, versions(workspace, asset))
     if as_json:
-        click.echo(json.dumps([entry.as_dict() for entry in found], default=str))
+        click.echo(to_json([entry.as_dict() for entry in found]))
         return
     for entry in found:
         verdict = "  FAIL" if entry.version.verdict == "FAIL" else "  *" if entry.current else ""
@@ -61,7 +62,7 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
         at = f"  at git {entry.git_sha[:12]}{' with uncommitted changes' * entry.git_dirty}" if entry.git_sha else ""
         click.echo(f"  run      {entry.version.run_id}{at}")
         for change in entry.changes:
-            click.echo(cli_output.wrapped("  changed  ", f"{change.name}: {change.before} -> {change.after}"))
+            click.echo(cli_output.wrapped("  changed  ", printable(f"{change.name}: {change.before} -> {change.after}")))
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
 
 
@@ -75,7 +76,7 @@ def audit_quarantine(as_json: bool, **chosen: Any) -> None:
 
     found = quarantine(Workspace(read_settings(**chosen)))
     if as_json:
-        click.echo(json.dumps([{"asset": s.asset, "version": s.version, **asdict(s.row)} for s in found], ensure_ascii=False))
+        click.echo(to_json([{"asset": s.asset, "version": s.version, **asdict(s.row)} for s in found]))
         return
     groups: dict[tuple[str, str], list[str]] = {}
     for s in found:
@@ -127,7 +128,7 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     workspace = Workspace(read_settings(**chosen))
     found = difference(workspace, resolve(workspace, before), resolve(workspace, after))
     if as_json:
-        click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
+        click.echo(to_json(found.as_dict()))
         return
     click.echo(f"{found.a.asset}  {found.a.version} -> {found.b.version}  ({found.a.rows:,} -> {found.b.rows:,} rows)")
     if causes := found.causes():
@@ -170,8 +171,8 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     up, down = lineage.upwards(book, start), lineage.downwards(book, start)
     read = rows_of(workspace, start)
     if as_json:
-        told = {"up": up.as_dict(), "down": down.as_dict()} | ({"trained_on": dict(read)} if read is not None else {})
-        click.echo(json.dumps(told, ensure_ascii=False))
+        trained_on = {"trained_on": read} if read is not None else {}
+        click.echo(to_json({"up": up.as_dict(), "down": down.as_dict(), **trained_on}))
         return
     click.echo("made from")
     for depth, found, again in up.walk(1):
@@ -179,7 +180,8 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
         if again:
             continue
         for name, value in lineage.origin(found).items():
-            click.echo(f"{'  ' * (depth + 1)}{name}: {value if isinstance(value, str | int) else json.dumps(value)}")
+            told = printable(value) if isinstance(value, str) else to_json(value)
+            click.echo(f"{'  ' * (depth + 1)}{name}: {told}")
     if read is not None:
         click.echo(f"trained on {len(read):,} rows, {sum(read.values()):,} times in all (--json lists their keys)")
     click.echo("used by" if down.next else "used by nothing")
@@ -194,7 +196,7 @@ def _line(depth: int, found: "Version") -> str:
 def _show_row(found: "RowTrace", as_json: bool) -> None:
     if as_json:
         touched = [_touched_as_dict(t) for t in found.touched]
-        click.echo(json.dumps({"row": found.row, "places": found.places, "touched": touched}, ensure_ascii=False))
+        click.echo(to_json({"row": found.row, "places": found.places, "touched": touched}))
         return
     cli_output.show_table(("the row", ""), [(name, str(value)) for name, value in found.row.items()])
     places = [(p["asset"], p["version"], " ".join(f"{n}={v}" for n, v in p.items() if n not in ("asset", "version"))) for p in found.places]
@@ -234,9 +236,9 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
     book = Book(workspace)
     if as_json:
         touched = [_touched_as_dict(t) | {"current": book.is_current(t.version)} for t in found.touched]
-        click.echo(json.dumps({"what": found.what, "rows": found.rows, "touched": touched}, ensure_ascii=False))
+        click.echo(to_json({"what": found.what, "rows": found.rows, "touched": touched}))
         return
-    click.echo(f"{found.what}: {found.rows:,} row{'s' if found.rows != 1 else ''} in the store")
+    click.echo(f"{printable(found.what)}: {found.rows:,} row{'s' if found.rows != 1 else ''} in the store")
     rows = [(t.version.asset, t.version.version + "*" * book.is_current(t.version), t.how) for t in found.touched]
     cli_output.show_table(("touched", "version", "how"), rows)
     click.echo("* current" if found.touched else "it has touched nothing")

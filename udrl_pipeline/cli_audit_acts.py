@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from udrl_pipeline import cli_output
+from udrl_pipeline.characters import to_json
 from udrl_pipeline.cli_settings import read_settings, settings_options
 from udrl_pipeline.errors import UdrlError
 
@@ -54,7 +55,7 @@ def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) 
     if kind == "openlineage":
         lines = export.as_openlineage(workspace, namespace)
     else:
-        lines = [json.dumps(export.as_json(workspace), default=str, ensure_ascii=False)]
+        lines = [to_json(export.as_json(workspace))]
     if output is None:
         click.echo("\n".join(lines))
         return

@@ -1,6 +1,5 @@
 """`udrl generate`: ideas from the command line or a file -> commands -> texts, as lines for people or as JSON lines."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from udrl_pipeline.characters import printable, quoted, to_json
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import IntentsError, StudentError, UdrlError
 from udrl_pipeline.intents import Candidate, clean, problem
@@ -97,7 +97,7 @@ class _JsonLines:
             "intent": asked.intent, "task": asked.task, "recipe": self.recipe, "length": asked.words, "quality": asked.quality,
             "guidance": made.guidance, "text": made.text, "words": made.words,
         }  # fmt: skip
-        print(json.dumps(record, ensure_ascii=False), file=self.file, flush=True)
+        print(to_json(record), file=self.file, flush=True)
 
 
 @dataclass
@@ -117,9 +117,9 @@ class _PlainLines:
         ]
         header = f"{asked.intent} ({', '.join(str(part) for part in parts if part)})"
         if header != self.header:
-            click.secho(header, dim=True, err=True)
+            click.secho(printable(header), dim=True, err=True)
             self.header = header
-        print(made.text, file=self.file, flush=True)
+        print(printable(made.text), file=self.file, flush=True)
 
 
 def student_folder(recipe: str, settings: Settings) -> Path:
@@ -148,7 +148,7 @@ def to_commands(ask: Ask, space: CommandSpace, settings: Settings) -> list[Comma
     commands = []
     for idea in ask.ideas:
         if reason := problem(idea, settings.intents.max_words):
-            raise IntentsError(f"{idea!r} is no usable idea: {reason}", where="IDEA", remedy="say it in a few plain words")
+            raise IntentsError(f"{quoted(idea)} is no usable idea: {reason}", where="IDEA", remedy="say it in a few plain words")
         commands.append(_command(clean(idea), default, ask, space))
     candidates = read_source(ask.source, Path.cwd()) if ask.source else []
     unused = 0
@@ -159,7 +159,7 @@ def to_commands(ask: Ask, space: CommandSpace, settings: Settings) -> list[Comma
         else:
             commands.append(_command(clean(str(candidate.text)), str(candidate.task or default), ask, space))
     if unused:
-        click.echo(f"{unused:,} of {len(candidates):,} lines of {ask.source} were not used", err=True)
+        click.echo(f"{unused:,} of {len(candidates):,} lines of {printable(str(ask.source))} were not used", err=True)
     if not commands:
         where, remedy = (str(ask.source), "see above") if ask.source else ("udrl generate", 'udrl generate "lighthouse in a storm"')
         raise IntentsError("there is no usable idea", where=where, remedy=remedy)
@@ -174,7 +174,7 @@ def _known_task(task: str, space: CommandSpace) -> None:
 def _reason(candidate: Candidate, space: CommandSpace, settings: Settings) -> str | None:
     reason = candidate.fault or problem(candidate.text, settings.intents.max_words)
     if not reason and candidate.task and candidate.task not in space.tasks:
-        return f"unknown task {candidate.task!r} (this student's tasks: {', '.join(space.tasks)})"
+        return f"unknown task {quoted(candidate.task, 60)} (this student's tasks: {', '.join(space.tasks)})"
     return reason
 
 

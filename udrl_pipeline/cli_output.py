@@ -10,9 +10,11 @@ from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
+
+from udrl_pipeline.characters import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,16 @@ class Run:
         return 2 if "input" in causes else 1 if causes else 0
 
 
+def safe(text: str) -> str:
+    """Lines that a terminal shows and does not obey."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 class _AboveBars(logging.Handler):
     """Log lines that do not tear a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(safe(self.format(record)), file=sys.stderr)
 
 
 def progress_to_stderr() -> None:
@@ -96,7 +103,7 @@ def show_run(run: Run, as_json: bool) -> None:
     console = Console()
     console.print(table)
     if run.report:
-        console.print(f"report: {run.report}", soft_wrap=True, highlight=False)
+        console.print(Text(f"report: {safe(run.report)}"), soft_wrap=True)
 
 
 def run_as_json(run: Run) -> dict[str, object]:
@@ -117,14 +124,14 @@ def complain(run: Run) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for failure in run.failures:
         if failure.cause == "check":
-            console.print(f"[red]check failed[/]  {failure.asset}: {escape(failure.name)}, {escape(failure.message)}")
+            console.print(_red("check failed", f"  {failure.asset}: {failure.name}, {failure.message}"))
         elif failure.cause == "input":
             error(failure.message, failure.asset)
         elif failure.cause == "books":
-            console.print(f"[red]the books disagree[/]  {failure.asset}: {escape(failure.message)}")
+            console.print(_red("the books disagree", f"  {failure.asset}: {failure.message}"))
             console.print("  -> `udrl audit verify` tells whether the ledger is whole; a run of the asset enters its version in both")
         else:
-            console.print(f"[red]this is a mistake of the program[/]  {failure.asset}\n{escape(failure.message)}")
+            console.print(_red("this is a mistake of the program", f"  {failure.asset}\n{failure.message}"))
     if checked := sorted({failure.asset for failure in run.failures if failure.cause == "check"}):
         console.print(
             f"  -> `udrl audit quarantine` shows what {' and '.join(checked)} would do without, and why; the last good version stays"
@@ -137,8 +144,12 @@ def complain(run: Run) -> None:
 
 def error(message: str, asset: str = "") -> None:
     """A `UdrlError` for people: what and where in the first line, the remedy in the second."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[red]error[/]  {asset + '  ' if asset else ''}{escape(message)}")
+    Console(stderr=True, soft_wrap=True).print(_red("error", f"  {asset + '  ' if asset else ''}{message}"))
+
+
+def _red(word: str, rest: str) -> Text:
+    """A line that begins with a word in red. A `Text` is printed as it is: nothing in it counts as markup, a link or an emoji."""
+    return Text.assemble((word, "red"), safe(rest))
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -148,7 +159,7 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
         last = header == headers[-1]
         table.add_column(header, justify="right" if header in right else "left", no_wrap=not last, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(Text(safe(cell)) for cell in row))
     Console(highlight=False).print(table)
 
 

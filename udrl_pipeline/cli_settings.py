@@ -8,6 +8,7 @@ import yaml
 
 from udrl_pipeline.errors import SettingsError
 from udrl_pipeline.settings import Settings, load
+from udrl_pipeline.yaml_text import parse_yaml
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -39,7 +40,7 @@ def parse_overrides(overrides: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise SettingsError(f"{override!r} is no KEY=VALUE", where="--set", remedy="for example --set student.seed=3")
         try:
-            values[key.strip()] = yaml.safe_load(text)
+            values[key.strip()] = parse_yaml(text)
         except yaml.YAMLError as error:
             raise SettingsError(f"{text!r} is not valid YAML: {error}", where=f"--set {key}", remedy="quote the value") from None
     return values

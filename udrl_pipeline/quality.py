@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from udrl_pipeline.intents import CONTROL_TOKEN, normalise
+from udrl_pipeline import characters
+from udrl_pipeline.intents import normalise
 from udrl_pipeline.rewards import content_words, new_content, words
 from udrl_pipeline.settings import QualitySettings
 from udrl_pipeline.store.workspace import Expected, Quarantined
@@ -38,7 +39,7 @@ ROW_EXPECTATIONS = (
     ExpectationSpec("no_copy_of_intent", True, "The text adds at least one content word to the intent"),
     ExpectationSpec("no_leaked_example", True, "The text is not taken from an example pair"),
     ExpectationSpec("no_template_marker", True, "No part of the request, such as `Idea:` or `Words:`, stands in the text"),
-    ExpectationSpec("no_control_token", True, "No text could command the student"),
+    ExpectationSpec("no_control_token", True, "No text holds a control token, a control character or an invisible one"),
 )
 VERSION_EXPECTATIONS = (
     ExpectationSpec("rows_per_task", True, "Every task has at least quality.min_rows_per_task training rows"),
@@ -50,6 +51,7 @@ VERSION_EXPECTATIONS = (
 )
 EXPECTATIONS = ROW_EXPECTATIONS + VERSION_EXPECTATIONS
 
+NO_FAULT = "none"
 #: What the teacher echoes when it continues the chat instead of answering.
 MARKER = r"(?i)(?:^|[\n.;] *)(?:prompt|idea|words|query|description|assistant|user|system) *:"
 
@@ -66,6 +68,7 @@ def examine(frame: pd.DataFrame, tasks: Mapping[str, Task], first: str | None = 
         similar=_similarity_to_earlier(frame),
         looped=frame.text.map(_repeated_bigrams),
         added=[len(new_content(i, t)) for i, t in zip(frame.intent, frame.text, strict=True)],
+        fault=[characters.fault(text) or NO_FAULT for text in frame.text],
         copied=[_copied_share(text, tasks[task]) for task, text in zip(frame.task, frame.text, strict=True)],
     )
 
@@ -85,7 +88,7 @@ def judge_rows(frame: pd.DataFrame, settings: QualitySettings) -> tuple[pd.DataF
         "no_copy_of_intent": gxe.ExpectColumnValuesToBeBetween(column="added", min_value=1, mostly=mostly),
         "no_leaked_example": gxe.ExpectColumnValuesToBeBetween(column="copied", max_value=settings.max_copied_example, mostly=mostly),
         "no_template_marker": gxe.ExpectColumnValuesToNotMatchRegex(column="text", regex=MARKER, mostly=mostly),
-        "no_control_token": gxe.ExpectColumnValuesToNotMatchRegex(column="text", regex=CONTROL_TOKEN.pattern, mostly=mostly),
+        "no_control_token": gxe.ExpectColumnValuesToBeInSet(column="fault", value_set=[NO_FAULT], mostly=mostly),
     }
     results = _validate(frame, suite)
     expected, quarantined = [], []

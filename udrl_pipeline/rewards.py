@@ -115,7 +115,9 @@ class Scorer:
 
             folder = resolve(self._settings.rewards.scorer, self._settings).folder
             try:
-                self._model = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False)
+                self._model = SentenceTransformer(
+                    str(folder), local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+                )
             except (OSError, ValueError) as error:
                 raise ModelError(f"cannot be loaded: {error}", where=str(folder), remedy="correct rewards.scorer in params.yaml") from error
         embedded = self._model.encode(list(texts), normalize_embeddings=True, batch_size=64, show_progress_bar=False)

@@ -7,13 +7,15 @@ type or a value out of range is a `SettingsError` that names the key, the value 
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from udrl_pipeline.characters import quoted
 from udrl_pipeline.errors import SettingsError
+from udrl_pipeline.yaml_text import parse_yaml
 
 PARAMS_ENV = "UDRL_PARAMS"
 PRESET_ENV = "UDRL_PRESET"
@@ -22,6 +24,8 @@ PRESET_ENV = "UDRL_PRESET"
 CRON_RANGES = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 
 Share = Annotated[float, Field(ge=0, le=1)]
+#: Also a file's name, a token and a part of a plot's id, so it holds nothing that means something there.
+TaskName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,30}$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -45,6 +49,13 @@ class ModelRef(_Settings):
     file: str = Field("", description="The file (GGUF, safetensors) or folder inside the reference; empty: all of it")
     sha256: Sha256 | None = Field(None, description="sha256 of the GGUF file, or of the folder's model.safetensors")
 
+    @field_validator("file")
+    @classmethod
+    def _stays_inside(cls, file: str) -> str:
+        if PurePath(file).is_absolute() or ".." in PurePath(file).parts or "\0" in file:
+            raise ValueError("must lead to something inside the reference")
+        return file
+
 
 class IntentsSettings(_Settings):
     builtin: int = Field(4320, ge=0, description="Built-in intents to use; a larger number keeps the smaller one's")
@@ -62,7 +73,7 @@ class IntentsSettings(_Settings):
 
 
 class TasksSettings(_Settings):
-    names: tuple[str, ...] = Field(("image", "template", "search"), min_length=1, description="Tasks to build")
+    names: tuple[TaskName, ...] = Field(("image", "template", "search"), min_length=1, description="Tasks to build")
     folder: str | None = Field(None, description="A folder with the user's own <task>.yaml files")
 
     @model_validator(mode="after")
@@ -312,7 +323,7 @@ def load(path: Path | str | None = None, preset: str | None = None, overrides: M
 
 def _preset_file(params: Path, preset: str) -> Path:
     file = params.parent / "presets" / f"{preset}.yaml"
-    if not file.is_file():
+    if Path(preset).name != preset or not file.is_file():
         known = ", ".join(sorted(p.stem for p in file.parent.glob("*.yaml"))) or "none"
         raise SettingsError(f"no preset named {preset!r}", where=str(file), remedy=f"presets here: {known}")
     return file
@@ -320,7 +331,7 @@ def _preset_file(params: Path, preset: str) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError("no such file", where=str(path), remedy="run in the project's folder, or pass --params") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -349,6 +360,6 @@ def _explain(error: ValidationError) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
         else:
-            value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+            value = "" if isinstance(problem["input"], dict) else f" = {quoted(problem['input'])}"
             lines.append(f"{key}{value}: {problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

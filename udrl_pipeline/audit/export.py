@@ -82,13 +82,20 @@ def as_json(workspace: Workspace) -> dict[str, Any]:
         names = [name for name, *_ in found.description or []]
         runs = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
     for run in runs:
-        run |= {name: json.loads(run[name]) for name in ("params", "packages", "host")}
+        run |= {name: json.loads(run[name]) for name in ("params", "packages", "host")} | {"started_at": run["started_at"].isoformat()}
     versions = [
         entry.as_dict() | {"checks": [_check(e) for e in workspace.expectations(entry.version.asset, entry.version.version)]}
         for entry in history(workspace, list(book.versions.values()))
     ]
     stones = [
-        {"number": s.number, "kind": s.kind, "subject": s.subject, "reason": s.reason, "row_keys": s.row_keys, "created_at": s.created_at}
+        {
+            "number": s.number,
+            "kind": s.kind,
+            "subject": s.subject,
+            "reason": s.reason,
+            "row_keys": s.row_keys,
+            "created_at": s.created_at.isoformat(),
+        }
         for s in workspace.tombstones()
     ]
     return {"runs": runs, "versions": versions, "tombstones": stones}

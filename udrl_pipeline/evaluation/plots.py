@@ -28,6 +28,7 @@ STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 9.5,
     "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6,
     "legend.frameon": False, "legend.fontsize": 8, "svg.fonttype": "none",
+    "text.parse_math": False,
 }  # fmt: skip
 
 Series = Mapping[str, Sequence[tuple[float, float, float, float]]]

@@ -15,6 +15,7 @@ from typing import Literal
 
 import yaml
 
+from udrl_pipeline import characters
 from udrl_pipeline.settings import IntentsSettings, Settings
 from udrl_pipeline.store.tombstones import Forgotten
 from udrl_pipeline.versioning import rows_hash, unit_draw
@@ -24,8 +25,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 #: The word lists of the built-in intents. A later one only adds: the order of those before it, and so their recorded rows, stays.
 EDITIONS = ("words.yaml", "more_words.yaml")
-#: What a student's control tokens look like; a text that holds one could command it.
-CONTROL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
+#: More characters than so many a word are no words.
+WORD_CHARACTERS = 20
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -110,20 +111,16 @@ def problem(text: object, max_words: int) -> str | None:
         return "not UTF-8"
     if not text.strip():
         return "empty"
-    if any(unicodedata.category(c) in ("Cc", "Co", "Cs") or _is_noncharacter(c) for c in text.strip()):
-        return "control characters"
-    if CONTROL_TOKEN.search(unicodedata.normalize("NFKC", text)):
-        return "control token"
-    if not any(c.isalpha() for c in text):
-        return "not text"
-    if len(text.split()) > max_words or len(text) > max_words * 20:
-        return f"longer than {max_words} words"
-    return None
-
-
-def _is_noncharacter(character: str) -> bool:
-    code = ord(character)
-    return 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
+    # before NFKC, which takes minutes for a megabyte of accents
+    too_long = len(text) > max_words * WORD_CHARACTERS
+    if not too_long:
+        if fault := characters.fault(text.strip()):
+            return fault
+        if not any(c.isalpha() for c in text):
+            return "not text"
+        cleaned = clean(text)  # NFKC makes many words of one character
+        too_long = len(cleaned.split()) > max_words or len(cleaned) > max_words * WORD_CHARACTERS
+    return f"longer than {max_words} words" if too_long else None
 
 
 def builtin(settings: IntentsSettings) -> list[str]:
@@ -176,12 +173,12 @@ def judge(candidates: list[Candidate], settings: Settings) -> Intents:
     duplicates = 0
     for candidate in candidates:
         reason = candidate.fault or problem(candidate.text, settings.intents.max_words) or _problem_of_columns(candidate, settings)
-        key = normalise(str(candidate.text))
+        key = "" if reason else normalise(str(candidate.text))
         wanted: Split | None = candidate.split or None  # type: ignore[assignment]
         if not reason and wanted and key in splits and splits[key][0] != wanted:
             reason = f"split {wanted} contradicts {splits[key][1]}"
         if reason:
-            set_aside.append(SetAside(candidate.where, reason, repr(candidate.text)[:200]))
+            set_aside.append(SetAside(candidate.where, reason, characters.quoted(candidate.text)))
             continue
         duplicates += key in texts
         # of two spellings the smaller one, so that the order of the files does not matter
@@ -205,7 +202,7 @@ def judge(candidates: list[Candidate], settings: Settings) -> Intents:
 
 def _problem_of_columns(candidate: Candidate, settings: Settings) -> str | None:
     if candidate.task and candidate.task not in settings.tasks.names:
-        return f"unknown task {candidate.task!r} (tasks: {', '.join(settings.tasks.names)})"
+        return f"unknown task {characters.quoted(candidate.task, 60)} (tasks: {', '.join(settings.tasks.names)})"
     if candidate.split and candidate.split not in SPLITS:
-        return f"unknown split {candidate.split!r} (splits: {', '.join(SPLITS)})"
+        return f"unknown split {characters.quoted(candidate.split, 60)} (splits: {', '.join(SPLITS)})"
     return None

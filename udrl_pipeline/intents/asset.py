@@ -11,7 +11,8 @@ from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Worksp
 from udrl_pipeline.versioning import code_version, rows_hash
 
 ASSET = "intents"
-SOURCES = ("intents/__init__.py", "intents/readers.py", "intents/asset.py", *(f"intents/{edition}" for edition in EDITIONS))
+MODULES = ("characters.py", "intents/__init__.py", "intents/readers.py", "intents/asset.py")
+SOURCES = (*MODULES, *(f"intents/{edition}" for edition in EDITIONS))
 
 
 def build(workspace: Workspace) -> Version:
@@ -26,7 +27,9 @@ def build(workspace: Workspace) -> Version:
     with workspace.lock(ASSET):
         intents = collect(settings).without(workspace.forgotten())
         if not intents.kept:
-            raise IntentsError("no intent is left", where="params.yaml: intents", remedy="set intents.builtin or intents.sources")
+            refused = [f"{s.where}: {s.reason}" for s in intents.set_aside]
+            told = f" ({len(refused):,} lines were set aside, such as {'; '.join(refused[:5])})" if refused else ""
+            raise IntentsError(f"no intent is left{told}", where="params.yaml: intents", remedy="set intents.builtin or intents.sources")
         # what the files hold counts, not when they were written; a new bad line must reach the quarantine too
         set_aside = rows_hash(f"{s.where}\t{s.reason}\t{s.text}" for s in intents.set_aside)
         fingerprint = workspace.fingerprint(ASSET, code, params | {"content": intents.version, "set_aside": set_aside}, {})

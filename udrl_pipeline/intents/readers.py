@@ -7,11 +7,14 @@ from pathlib import Path
 
 import duckdb
 
+from udrl_pipeline.characters import printable
 from udrl_pipeline.errors import IntentsError
 from udrl_pipeline.intents import Candidate
 
 #: How many physical lines one quoted CSV record may span before its opening quote counts as a mistake.
 MAX_RECORD_LINES = 20
+#: And how many characters; without this limit, lines of a megabyte would each be read twenty times.
+MAX_RECORD_CHARACTERS = 100_000
 COLUMNS = ("intent", "task", "split")
 
 
@@ -31,7 +34,7 @@ def read_source(path: Path, root: Path) -> list[Candidate]:
             f"is no intents file ({path.suffix or 'no ending'})", where=str(path), remedy="use .csv, .tsv, .jsonl or .parquet"
         )
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-    return list(reader(path, name))
+    return list(reader(path, printable(name)))
 
 
 def _lines(path: Path) -> list[str]:
@@ -53,14 +56,14 @@ def _read_csv(path: Path, name: str) -> Iterator[Candidate]:
     columns = [header] if isinstance(header, str) else [column.strip().lower() for column in header]
     if "intent" not in columns:
         raise IntentsError(
-            f"has no column `intent` (columns: {', '.join(columns) or 'none'})",
+            f"has no column `intent` (columns: {_named(columns)})",
             where=f"{path}:1",
             remedy=f"name the columns in the first line, with a {'tab' if delimiter == chr(9) else 'comma'} between them",
         )
     for line, fields in records:
         where = f"{name}:{line}"
         if isinstance(fields, str):
-            yield Candidate(where, fields, fault="quotes that do not close")
+            yield Candidate(where, fields, fault="control characters" if "\r" in fields else "quotes that do not close")
         elif any(fields[len(columns) :]):
             yield Candidate(
                 where, delimiter.join(fields), fault=f"{len(fields)} fields in {len(columns)} columns (quote a text that holds a comma)"
@@ -75,18 +78,23 @@ def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] 
     csv.field_size_limit(2**31 - 1)
     position = 0
     while position < len(lines):
-        for end in range(position + 1, min(position + MAX_RECORD_LINES, len(lines)) + 1):
-            record = "\n".join(lines[position:end])
-            try:
-                rows = list(csv.reader([record], delimiter=delimiter, strict=True))
-            except csv.Error:
-                continue
-            yield position + 1, rows[0] if rows else []
-            position = end
-            break
-        else:
-            yield position + 1, lines[position]
-            position += 1
+        fields, taken = _first_record(lines[position : position + MAX_RECORD_LINES], delimiter)
+        yield position + 1, fields
+        position += taken
+
+
+def _first_record(lines: list[str], delimiter: str) -> tuple[list[str] | str, int]:
+    """The fields of the first record and how many lines it takes; the first line itself where its quotes never close."""
+    for taken in range(1, len(lines) + 1):
+        record = "\n".join(lines[:taken])
+        try:
+            rows = list(csv.reader([record], delimiter=delimiter, strict=True))
+        except csv.Error:
+            if len(record) > MAX_RECORD_CHARACTERS:
+                break
+            continue
+        return rows[0] if rows else [], taken
+    return lines[0], 1
 
 
 def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
@@ -117,15 +125,19 @@ def _read_parquet(path: Path, name: str) -> Iterator[Candidate]:
         named = {column.lower(): column for column in relation.columns}
         chosen = [column for column in COLUMNS if column in named]
         rows = relation.select(*(duckdb.ColumnExpression(named[column]) for column in chosen)).fetchall() if "intent" in named else []
-    except duckdb.Error as error:
+    except (duckdb.Error, RuntimeError, ValueError) as error:  # the latter two from text that is not UTF-8
         raise IntentsError(
             f"is no readable Parquet file ({str(error).splitlines()[0]})", where=str(path), remedy="write it again"
         ) from None
     if "intent" not in named:
-        raise IntentsError(f"has no column `intent` (columns: {', '.join(relation.columns)})", where=str(path), remedy="rename one")
+        raise IntentsError(f"has no column `intent` (columns: {_named(relation.columns)})", where=str(path), remedy="rename one")
     for number, row in enumerate(rows, 1):
         values = dict(zip(chosen, row, strict=True))
         yield Candidate(f"{name}:{number}", values["intent"], _filled(values.get("task")), _filled(values.get("split")))
+
+
+def _named(columns: list[str]) -> str:
+    return printable(", ".join(columns)[:200]) or "none"
 
 
 def _filled(value: object) -> object:

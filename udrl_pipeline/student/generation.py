@@ -11,6 +11,7 @@ from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.rewards import words
 from udrl_pipeline.student.decoding import Decoding, Governor, Guidance, variants
+from udrl_pipeline.student.sequences import encode_prompts
 from udrl_pipeline.versioning import content_hash
 
 #: How far from a commanded length a text may end (words). The student aims; this keeps it from missing by more.
@@ -56,11 +57,14 @@ class Student:
 
         space = CommandSpace.load(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **local)
             # on a CPU the plain attention is the faster one for texts this short, as in training
             attention = "eager" if device == "cpu" else "sdpa"
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation=attention, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.bfloat16, attn_implementation=attention, use_safetensors=True, **local
+            )
             model = model.to(device).eval()
             recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["name"]
         except (OSError, ValueError, KeyError) as error:
@@ -159,7 +163,7 @@ class Student:
         return self.space.guidance[command.task] if guidance is None else guidance
 
     def _encode(self, commands: Sequence[Command]) -> Any:
-        ids = self.tokenizer([self.space.render(command) for command in commands], add_special_tokens=False)["input_ids"]
+        ids = encode_prompts(self.tokenizer, self.space, commands)
         return self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
 
     def _governor(self, lengths: list[int | None], slack: int | None) -> Governor | None:

@@ -50,8 +50,8 @@ def from_folder(folder: Path, space: CommandSpace, how: dict[str, Any]) -> Start
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot be loaded: {error}", where=str(folder), remedy="name a folder that transformers loads") from error
     if tokenizer.eos_token is None:
@@ -114,8 +114,8 @@ def _pruned(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> St
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, shape = resolve(settings.teacher.model, settings).folder, settings.student.prune
-    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    original = AutoTokenizer.from_pretrained(folder)
+    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    original = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     state = teacher.state_dict()
     if "model.embed_tokens.weight" not in state or not hasattr(teacher.config, "num_hidden_layers"):
         raise StudentError(

@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from udrl_pipeline.errors import TaskError
-from udrl_pipeline.settings import Settings
+from udrl_pipeline.settings import Settings, TaskName
 from udrl_pipeline.versioning import content_hash, unit_draw
+from udrl_pipeline.yaml_text import parse_yaml
 
 #: From how many example pairs, the nearest in length to what is asked, those of one row are drawn.
 NEAREST = 6
@@ -33,7 +34,7 @@ class Task(BaseModel):
     """What the teacher is told for one kind of prompt writing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    task: Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,30}$", description="Name; also the student's task token")]
+    task: Annotated[TaskName, Field(description="Name; also the student's task token")]
     label: Annotated[str, Field(min_length=1, description="Name for people; not part of the template hash")]
     system: Annotated[str, Field(min_length=1, description="The system prompt")]
     request: Annotated[str, Field(description="The user's turn: {intent} once, {words} if it names a length")]
@@ -98,7 +99,7 @@ def _load_task(name: str, settings: Settings) -> Task:
 
 def _parse(file: Path, name: str) -> Task:
     try:
-        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values: Any = parse_yaml(file.read_text(encoding="utf-8"))
         task = Task.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TaskError(f"cannot be read: {error}", where=str(file), remedy="make it valid YAML in UTF-8") from None

@@ -2,7 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.settings import ModelRef, ServerSettings, Settings
@@ -33,6 +33,13 @@ class Refusal:
     """Why an engine could not answer one request, while it can answer others."""
 
     reason: str
+
+
+def refused_if_forged(tokenizer: Any, messages: list[dict[str, str]]) -> Refusal | None:
+    """A refusal where a turn's own words hold a control token of this very tokenizer, which could end the turn and begin another."""
+    tokens = sorted(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    found = next((token for token in tokens for turn in messages if token in turn["content"]), None)
+    return Refusal(f"the request holds {found}, a control token of this teacher") if found else None
 
 
 class Engine(Protocol):

@@ -4,6 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from udrl_pipeline import characters
 from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.settings import ServerSettings
 from udrl_pipeline.teacher import Refusal, Reply, Request
@@ -67,7 +68,8 @@ class ServerEngine:
             )
             return _reply(answer)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return Refusal(self._without_key(f"the endpoint refused the request: {error.message}"))
+            reason = characters.printable(self._without_key(str(error.message)))  # whatever the endpoint likes to say
+            return Refusal(f"the endpoint refused the request: {reason[:500]}")
         except (openai.OpenAIError, *UNREADABLE) as error:
             unavailable = self._unavailable(error)
         raise unavailable  # outside of the handler, as above

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.settings import TeacherSettings
-from udrl_pipeline.teacher import Refusal, Reply, Request
+from udrl_pipeline.teacher import Refusal, Reply, Request, refused_if_forged
 
 
 class TransformersEngine:
@@ -33,9 +33,11 @@ class TransformersEngine:
         torch.manual_seed(teacher.seed)
 
     def generate(self, requests: list[Request]) -> list[Reply | Refusal]:
+        replies: dict[int, Reply | Refusal] = {
+            i: refusal for i, request in enumerate(requests) if (refusal := refused_if_forged(self.tokenizer, request.messages))
+        }
         # rows of one sampling share a forward pass
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, _sampling(requests[i])))
-        replies: dict[int, Reply | Refusal] = {}
+        order = sorted(set(range(len(requests))) - replies.keys(), key=lambda i: (requests[i].max_tokens, _sampling(requests[i])))
         while order:
             first = requests[order[0]]
             batch = [i for i in order[: self._batch_rows] if _sampling(requests[i]) == _sampling(first)]

@@ -8,6 +8,8 @@ import sys
 import threading
 from typing import Any
 
+from udrl_pipeline.teacher import refused_if_forged
+
 
 def main() -> None:
     # vLLM and its children print to standard output: keep the pipe for answers, send everything else to standard error
@@ -34,16 +36,23 @@ def main() -> None:
         requests = json.loads(batches.get())
         prompts = [tokenizer.apply_chat_template(r["messages"], tokenize=False, add_generation_prompt=True) for r in requests]
         tokens = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-        fits = [len(t) + r["max_tokens"] <= options["max_model_len"] for t, r in zip(tokens, requests, strict=True)]
+        refused = [_refused(tokenizer, r, len(t), options["max_model_len"]) for r, t in zip(requests, tokens, strict=True)]
         outputs = iter(
             engine.generate(
-                [{"prompt_token_ids": t} for t, fit in zip(tokens, fits, strict=True) if fit],
+                [{"prompt_token_ids": t} for t, reason in zip(tokens, refused, strict=True) if not reason],
                 # no per-request seed: it crashes the CPU worker (see docs/decisions.md)
-                [_sampling(SamplingParams, r) for r, fit in zip(requests, fits, strict=True) if fit],
+                [_sampling(SamplingParams, r) for r, reason in zip(requests, refused, strict=True) if not reason],
                 use_tqdm=False,
             )
         )
-        answer([_reply(next(outputs)) if fit else {"reason": "prompt longer than teacher.max_model_len"} for fit in fits])
+        answer([{"reason": reason} if reason else _reply(next(outputs)) for reason in refused])
+
+
+def _refused(tokenizer: Any, request: dict[str, Any], prompt_tokens: int, room: int) -> str | None:
+    """Why a request cannot be answered, or None."""
+    if refusal := refused_if_forged(tokenizer, request["messages"]):
+        return refusal.reason
+    return "prompt longer than teacher.max_model_len" if prompt_tokens + request["max_tokens"] > room else None
 
 
 def _sampling(params: Any, request: dict[str, Any]) -> Any:
