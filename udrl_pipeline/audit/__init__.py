@@ -15,7 +15,7 @@ def versions(workspace: Workspace, asset: str | None = None) -> list[Version]:
     with workspace.database.reader() as connection:
         found = connection.execute(
             """SELECT asset, version FROM versions WHERE asset = ? OR ? IS NULL
-               GROUP BY asset, version ORDER BY max(created_at) DESC, asset, version""",
+               GROUP BY asset, version ORDER BY max(rowid) DESC""",
             [asset, asset],
         ).fetchall()
         known = [name for (name,) in connection.execute("SELECT DISTINCT asset FROM versions ORDER BY asset").fetchall()]
@@ -41,7 +41,7 @@ def quarantine(workspace: Workspace) -> list[SetAside]:
         found = connection.execute(
             """WITH newest AS (
                    SELECT asset, version FROM versions
-                   QUALIFY row_number() OVER (PARTITION BY asset ORDER BY created_at DESC, rowid DESC) = 1
+                   QUALIFY row_number() OVER (PARTITION BY asset ORDER BY rowid DESC) = 1
                )
                SELECT asset, version, item, reason, detail, text FROM quarantine JOIN newest USING (asset, version)
                ORDER BY asset, reason, item"""
