@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof ui lint types format recorded example images vllm dvc clean setup
+.PHONY: help run test proof torture ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,9 @@ test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
 
 proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 8 minutes)
 	@$(BIN)/pytest -q -m slow $(ARGS)
+
+torture: $(READY) ## ninety kills with SIGKILL, and what was left of each (ARGS="--minutes 3" does a part and goes on from there)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.torture $(ARGS)
 
 ui: $(READY) ## Dagster on http://localhost:3000
 	@$(BIN)/dagster dev -m assets.definitions --port 3000

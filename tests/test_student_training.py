@@ -179,7 +179,7 @@ def test_a_killed_training_resumes_from_its_checkpoint(workspace: Workspace, par
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     work = workspace.folder / ".work"
     deadline = time.monotonic() + 120
-    while not list(work.rglob("checkpoint-*/trainer_state.json")):
+    while not list(work.rglob("checkpoints/checkpoint-*")):
         assert child.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)

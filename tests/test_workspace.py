@@ -5,12 +5,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from udrl_pipeline import audit
+from udrl_pipeline.audit.verify import verify
 from udrl_pipeline.errors import CorruptArtifact, StoreFull, StoreLocked, StoreUnwritable, UdrlError
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace, git_state
@@ -67,6 +70,30 @@ def test_the_newest_version_that_passed_is_current(workspace: Workspace) -> None
     record(workspace, "v2", "f2")
     assert current(workspace) == "v2"
     assert workspace.parents("corpus") == {"corpus": "v2"}
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(workspace, "v1", "f1", parents={})
+
+    class AnHourAgo(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) - timedelta(hours=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("udrl_pipeline.store.workspace.datetime", AnHourAgo)
+        record(workspace, "v2", "f2", parents={})
+        record(workspace, "v1", "f1", parents={})
+        record(workspace, "v3", "f3", parents={}, quarantined=[Quarantined("key", "too short", "3 words", "a b c")])
+    found = workspace.find("corpus", "v1")
+    assert found is not None
+    assert datetime.now(UTC) - found.created_at > timedelta(minutes=59)  # the making that was entered last
+    assert current(workspace) == "v3"
+    assert [version.version for version in audit.versions(workspace)] == ["v3", "v1", "v2"]
+    assert [(aside.version, aside.row.item) for aside in audit.quarantine(workspace)] == [("v3", "key")]
+    assert verify(workspace) == []
+    workspace.reuse("corpus", "f2")
+    assert current(workspace) == "v2"
 
 
 def test_a_step_whose_parent_has_no_version_says_what_to_run(workspace: Workspace) -> None:
@@ -252,8 +279,9 @@ def test_a_version_without_its_ledger_row_is_entered_by_the_next_run(workspace: 
         with pytest.raises(StoreLocked):
             record(workspace)
     assert (folders(workspace), current(workspace)) == (["v1"], None)
-    record(workspace)
+    found = record(workspace, facts={"mean": 0.7})  # a time that was measured again, say
     assert (folders(workspace), current(workspace)) == (["v1"], "v1")
+    assert found.facts == workspace.manifest("corpus", "v1")["facts"] == {"mean": 0.5}  # the ledger tells what the files tell
 
 
 def test_a_really_full_disk_leaves_no_version_and_the_last_one_current(small_disk: Path, load: Callable[..., Settings]) -> None:
@@ -278,8 +306,9 @@ def test_what_a_killed_run_left_is_cleared_away(workspace: Workspace) -> None:
     left = workspace.version_folder("corpus", ".v1.123")
     left.mkdir(parents=True)
     (left / "rows.parquet").write_bytes(b"half")
-    record(workspace)
-    assert folders(workspace) == ["v1"]
+    with workspace.lock("corpus"):
+        record(workspace, "v2")  # the next run may make another version, or none
+    assert folders(workspace) == ["v2"]
 
 
 def test_a_kill_in_the_middle_of_publishing_leaves_no_version(params: Path, workspace: Workspace) -> None:
@@ -295,7 +324,8 @@ Workspace(settings.load({str(params)!r})).record(
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert (workspace.reuse("corpus", "f1"), current(workspace)) == (None, None)
-    record(workspace)
+    with workspace.lock("corpus"):
+        record(workspace)
     assert (folders(workspace), current(workspace)) == (["v1"], "v1")
 
 

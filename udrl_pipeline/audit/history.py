@@ -30,8 +30,8 @@ class Entry:
         v = self.version
         return {
             "asset": v.asset, "version": v.version, "created_at": v.created_at.isoformat(), "rows": v.rows, "verdict": v.verdict,
-            "parents": v.parents, "run_id": v.run_id, "git_sha": self.git_sha, "git_dirty": self.git_dirty,
-            "code_version": v.code_version, "params": v.params, "facts": v.facts, "files": v.files, "current": self.current, "before": self.before,
+            "parents": v.parents, "run_id": v.run_id, "git_sha": self.git_sha, "git_dirty": self.git_dirty, "params": v.params,
+            "code_version": v.code_version, "facts": v.facts, "files": v.files, "current": self.current, "before": self.before,
             "changes": [{"name": c.name, "before": c.before, "after": c.after} for c in self.changes],
         }  # fmt: skip
 

@@ -26,7 +26,8 @@ DAMAGED = (
     "not a valid DuckDB database file", "Corrupt database file", "Corrupt WAL file", "Failure while replaying WAL",
     "Could not read enough bytes", "checksum", "Serialization Error",
 )  # fmt: skip
-FULL = ("No space left on device", "Disk quota exceeded", "disk is full")
+#: The last two are all that torch.save tells of a write that came out short.
+FULL = ("No space left on device", "Disk quota exceeded", "disk is full", "PytorchStreamWriter failed writing", ". unexpected pos ")
 FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = ("Permission denied", "Read-only file system", "Not a directory", "Is a directory", "File exists")
 UNWRITABLE_NUMBERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)

@@ -109,9 +109,14 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def drop_scratch(self, asset: str, name: str = "") -> None:
+        """Remove work in progress on an asset: that of one name, or all."""
+        shutil.rmtree(self.folder / ".work" / asset / name, ignore_errors=True)
+
     @contextmanager
     def lock(self, asset: str, wait_s: float = 30.0) -> Iterator[None]:
-        """Only one process at a time makes an asset. The operating system frees the lock when its holder dies.
+        """Only one process at a time makes an asset. The operating system frees the lock when its holder dies; what that one
+        had half written is cleared away.
 
         Raises:
             StoreLocked: Another process makes it, and still does after `wait_s` seconds.
@@ -125,6 +130,8 @@ class Workspace:
             except Timeout:
                 raise StoreLocked(f"another process is making {asset}", where=str(path), remedy="wait until that run has ended") from None
         try:
+            for left in (self.folder / asset).glob(".*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
         finally:
             held.release()
@@ -135,7 +142,7 @@ class Workspace:
         return content_hash({"asset": asset, "code": code_version, "params": params, "parents": dict(parents)})
 
     def current(self, asset: str) -> Version | None:
-        """The newest version of an asset that passed its checks."""
+        """The newest version of an asset that passed its checks: the last one entered, whatever the clock said."""
         return self._one("asset = ? AND verdict = 'PASS'", [asset])
 
     def parents(self, *assets: str) -> dict[str, str]:
@@ -196,8 +203,7 @@ class Workspace:
             params, facts, {}, dict(parents), True, time.monotonic() - started if started else 0.0, work or {},
         )  # fmt: skip
         if passed:
-            self._publish(made, write)
-            made = replace(made, files=self.manifest(asset, version)["files"])
+            made = self._publish(made, write)
         self._insert_version(made, expectations or [], quarantined or [])
         return made
 
@@ -231,16 +237,17 @@ class Workspace:
             )
             raise CorruptArtifact(f"files differ from the manifest: {what}", where=str(folder), remedy=_rebuild(asset, version))
 
-    def _publish(self, made: Version, write: Callable[[Path], None]) -> None:
+    def _publish(self, made: Version, write: Callable[[Path], None]) -> Version:
         final = self.version_folder(made.asset, made.version)
         if (final / "manifest.json").exists():
             self.check_files(made.asset, made.version)
-            return
+            manifest = self.manifest(made.asset, made.version)
+            # of a run that was killed before it entered it: the ledger shall tell what was measured for these files
+            facts = manifest["facts"] if manifest["fingerprint"] == made.fingerprint else made.facts
+            return replace(made, facts=facts, files=manifest["files"])
         staged = final.with_name(f".{made.version}.{os.getpid()}")
         try:
             with typed_errors(final):
-                for left in final.parent.glob(f".{made.version}.*"):  # of a run that was killed while it wrote
-                    shutil.rmtree(left, ignore_errors=True)
                 staged.mkdir(parents=True)
                 write(staged)
                 manifest = {
@@ -254,6 +261,7 @@ class Workspace:
                 staged.rename(final)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+        return replace(made, files=manifest["files"])
 
     # -- ledger -----------------------------------------------------------------------------------------------------
 

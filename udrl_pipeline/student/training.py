@@ -20,6 +20,7 @@ from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.models import digest_of
 from udrl_pipeline.settings import ModelRef, Settings
+from udrl_pipeline.store.database import typed_errors
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student.generation import Student
@@ -53,6 +54,7 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
     Raises:
         QualityError: The dataset did not pass; nothing is trained on it.
         StudentError, ModelError: The start that params.yaml names cannot be had.
+        StoreFull: There is no space for a checkpoint; the training goes on from the last one.
     """
     started, settings, recipe = time.monotonic(), workspace.settings, find_recipe(recipe_name)
     asset, code = asset_name(recipe.name), code_version(SOURCES)
@@ -61,6 +63,7 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
     fingerprint = workspace.fingerprint(asset, code, params, parents)
     with workspace.lock(asset):
         if made := workspace.reuse(asset, fingerprint):
+            workspace.drop_scratch(asset, fingerprint)  # of a run that was killed just before it did
             return made
         data = workspace.find(recipe.data, parents[recipe.data])
         assert data is not None, f"{parents[recipe.data]} was read from the ledger"
@@ -71,7 +74,8 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
         if previous:
             parents |= {previous.asset: previous.version}
         scratch = workspace.scratch_folder(asset, fingerprint)
-        facts, work = _train(workspace, recipe, rows, data.facts["edges"], previous, scratch)
+        with typed_errors(scratch):
+            facts, work = _train(workspace, recipe, rows, data.facts["edges"], previous, scratch)
         if explored:
             facts |= {"round": data.facts["round"]}
         result = scratch / "result"
@@ -88,7 +92,7 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
             started=started,
             work=work,
         )
-        shutil.rmtree(scratch.parent)  # also what runs with other inputs left when they were killed
+        workspace.drop_scratch(asset)  # also what runs with other inputs left when they were killed
         return made
 
 
@@ -258,6 +262,16 @@ def run_trainer(
         def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
             return SequentialSampler(sequences)
 
+    class Keep(TrainerCallback):
+        """Takes a checkpoint over once it is whole, and drops the one before: a kill in the middle of one costs that one alone."""
+
+        def on_save(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            whole = Path(arguments.output_dir) / f"checkpoint-{state.global_step}"
+            whole.rename(kept / whole.name)
+            for older in kept.iterdir():
+                if older.name != whole.name:
+                    shutil.rmtree(older)
+
     class Tell(TrainerCallback):
         """A line in the log now and then: a step's loss, and the time that is left."""
 
@@ -274,8 +288,12 @@ def run_trainer(
 
     options = settings.student
     total = -(-len(sequences) // options.batch_rows)
+    told = max(1, total // 40)
+    kept, staged = scratch / "checkpoints", scratch / "staged"
+    kept.mkdir(exist_ok=True)
+    shutil.rmtree(staged, ignore_errors=True)
     arguments = TrainingArguments(
-        output_dir=str(scratch / "checkpoints"),
+        output_dir=str(staged),
         num_train_epochs=1,
         per_device_train_batch_size=options.batch_rows,
         per_device_eval_batch_size=options.batch_rows * 2,
@@ -286,11 +304,11 @@ def run_trainer(
         max_grad_norm=1.0,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
-        logging_steps=max(1, total // 40),
+        logging_steps=told,
         eval_strategy="steps" if held_out else "no",
         eval_steps=-(-total // 4),
-        save_steps=options.save_every,
-        save_total_limit=1,
+        # only where the loss has just been told: a checkpoint does not hold what was summed up since, and the curve would show it
+        save_steps=-(-options.save_every // told) * told,
         seed=options.seed,
         report_to=[],
         remove_unused_columns=False,
@@ -307,11 +325,10 @@ def run_trainer(
         train_dataset=[s.features() for s in sequences],
         eval_dataset=[s.features() for s in held_out] or None,
         data_collator=lambda features: collate(features, start.tokenizer.pad_token_id),
-        callbacks=[Tell()],
+        callbacks=[Tell(), Keep()],
     )
     trainer.remove_callback(PrinterCallback)
-    (scratch / "checkpoints").mkdir(exist_ok=True)
-    checkpoint = get_last_checkpoint(str(scratch / "checkpoints"))
+    checkpoint = get_last_checkpoint(str(kept))
     done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
     if checkpoint:
         logger.info("resuming from step %d of %d", done, total)
