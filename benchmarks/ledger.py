@@ -187,7 +187,7 @@ def page(result: dict[str, Any]) -> str:
         "# A million rows in the ledger",
         "",
         f"`benchmarks/ledger.py`: {sizes['rows']:,} teacher rows, {sizes['versions']} versions, {result['cores']} CPU cores.",
-        f"{sizes['snapshots']} of the versions are snapshots of the corpus or the dataset, with {sizes['rows_in_snapshots']:,} rows together:",
+        f"{sizes['snapshots']} of them are snapshots of the corpus or the dataset, with {sizes['rows_in_snapshots']:,} rows together:",
         f"{sizes['bytes_of_versions'] / 1e9:.1f} GB, beside {sizes['bytes_of_ledger'] / 1e9:.2f} GB of DuckDB.",
         "Each line is a process of its own, its start included.",
         "",

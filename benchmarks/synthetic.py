@@ -8,6 +8,7 @@ functions; texts are drawn from the words of the recorded rows, relevance from a
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -152,11 +153,9 @@ def _generation(folder: Path, base: pd.DataFrame, generation: int) -> None:
     data = _dataset(workspace, rows, intents, made)
     before = workspace.current("student/udrl")
     parents = {dataset.ASSET: data.version} | ({"student/udrl": before.version} if before and generation % 5 else {})
-    student = _dummy(workspace, "student/udrl", "model.safetensors", parents)
-    _dummy(
-        workspace, "evaluation_report", "report.html",
-        {dataset.ASSET: data.version, corpus.ASSET: made.version, "student/udrl": student.version},
-    )  # fmt: skip
+    student = _student(workspace, rows, parents)
+    found = {dataset.ASSET: data.version, corpus.ASSET: made.version, "student/udrl": student.version}
+    _dummy(workspace, "evaluation_report", found, lambda folder: (folder / "report.html").write_text(json.dumps(found), encoding="utf-8"))
 
 
 def _record(
@@ -217,9 +216,13 @@ def _dataset(workspace: Workspace, rows: pd.DataFrame, intents: Version, made: V
     )  # fmt: skip
 
 
-def _dummy(workspace: Workspace, asset: str, file: str, parents: dict[str, str]) -> Version:
-    content = json.dumps(parents)
+def _student(workspace: Workspace, rows: pd.DataFrame, parents: dict[str, str]) -> Version:
+    """A student without weights, which has read every training row once."""
+    seen = rows.loc[(rows.split == "train") & (rows.finish_reason == "stop"), ["row_key"]].assign(times=1)
+    return _dummy(workspace, "student/udrl", parents, lambda folder: write_table(seen, folder / "seen.parquet"))
+
+
+def _dummy(workspace: Workspace, asset: str, parents: dict[str, str], write: Callable[[Path], object]) -> Version:
     return _record(
-        workspace, asset, ("dataset.py",), {}, parents, version=content_hash([asset, parents]), rows=1, facts={},
-        write=lambda folder: (folder / file).write_text(content, encoding="utf-8"),
+        workspace, asset, ("dataset.py",), {}, parents, version=content_hash([asset, parents]), rows=1, facts={}, write=write
     )  # fmt: skip
