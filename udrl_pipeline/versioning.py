@@ -11,6 +11,7 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def code_version(sources: Iterable[str]) -> str:
     return content_hash({name: _meaning(name, root.joinpath(name).read_text(encoding="utf-8")) for name in sources}, 12)
 
 
+@lru_cache(maxsize=256)  # several assets name the same files
 def _meaning(name: str, text: str) -> str:
     if not name.endswith(".py"):
         return "\n".join(line.rstrip() for line in text.splitlines())
