@@ -77,6 +77,18 @@ def test_a_sample_shows_what_a_row_was_and_is(workspace: Workspace) -> None:
     }  # fmt: skip
 
 
+def test_samples_are_the_first_rows_of_all_tasks_together(workspace: Workspace) -> None:
+    more = pd.concat(
+        [ROWS, *(ROWS.tail(1).assign(row_key=f"k{n}", task=task) for n, task in ((9, "image"), (8, "search"), (7, "image"), (6, "search")))]
+    )
+    found = difference(workspace, record(workspace, ROWS.tail(-1), "v1"), record(workspace, more.tail(-2), "v2"))
+    assert found.rows == {"added": {("image", "teacher"): 2, ("search", "teacher"): 2}, "removed": {("image", "teacher"): 1}}
+    assert found.samples == {
+        "added": [{"row_key": key, "intent": "fog", "text": "thick fog"} for key in ("k6", "k7", "k8")],
+        "removed": [{"row_key": "k2", "intent": "owl", "text": "an owl"}],
+    }
+
+
 def test_settings_code_and_parents_are_the_causes(workspace: Workspace) -> None:
     other = {"code_version": "code2", "params": {"rewards": {"gain": 0.6}}, "parents": {"teacher_corpus": "c2", "intents": "i1"}}
     found = difference(workspace, record(workspace, ROWS, "v1"), record(workspace, ROWS, "v2", **other))

@@ -67,6 +67,23 @@ def test_a_dataset_leads_down_to_the_students_and_reports(workspace: Workspace) 
     ]  # fmt: skip
 
 
+def test_what_many_ways_lead_to_is_followed_once(workspace: Workspace) -> None:
+    """Every round is made from the student and the pool before it: after 20 rounds a tree of all ways would have millions of leaves."""
+    pool, student = {"labeled_dataset": "d1"}, {"student/udrl": "s2"}
+    for n in range(20):
+        put(workspace, "explored_rows", f"p{n}", {"labeled_dataset": "d1", **pool, **student})
+        pool = {"explored_rows": f"p{n}"}
+        put(workspace, "student/udrl-rounds", f"r{n}", {**pool, **student})
+        student = {"student/udrl-rounds": f"r{n}"}
+    last = workspace.find("student/udrl-rounds", "r19")
+    assert last is not None
+    up = upwards(workspace, last)
+    assert len([version for _, version, again in up.walk() if not again]) == 40 + len(["d1", "s1", "s2", "corpus", "intents"])
+    told = json.dumps(up.as_dict())
+    assert told.count('"version": "s1"') == 1
+    assert told.count('"next"') == 45
+
+
 def test_a_row_is_followed_through_every_version(workspace: Workspace) -> None:
     made = workspace.current("teacher_corpus")
     assert made is not None

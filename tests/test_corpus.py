@@ -239,6 +239,11 @@ def test_the_order_of_the_rows_in_the_store_does_not_change_the_version(build, t
     assert teacher.rows == 12
 
 
+def test_known_rows_have_a_known_version_in_any_order() -> None:
+    frame = pd.DataFrame({"row_key": ["k2", "k1"], "text": ['a "b"\n ö', "x"], "finish_reason": ["stop", "length"]})
+    assert {corpus.content_of(rows) for rows in (frame, frame[::-1])} == {"8e8638a4e9224a8a"}
+
+
 def test_any_changed_text_changes_the_version(build, teacher: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     _, first = build(artifacts="one")
     text = FakeEngine.text

@@ -1,6 +1,7 @@
 """The labelled dataset: split, bins, versions, and that a failed verdict publishes nothing."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.rewards import Scorer
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
-from udrl_pipeline.versioning import unit_draw
+from udrl_pipeline.versioning import canonical, content_hash, rows_hash, unit_draw
 
 Load = Callable[..., Settings]
 
@@ -125,12 +126,38 @@ def test_edges_come_from_training_rows_alone() -> None:
     assert quality_edges(pd.concat([frame, held_out]), 2) == quality_edges(frame, 2) == {"image": [0.25]}
 
 
+HASHED = ["row_key", "task", "intent_key", "split", "text", "relevance", "fidelity", "gain", "repetition", "reward", "quality"]
+NUMBER = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 0.5, 1.0])
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+def hashed(rows: list[tuple[object, ...]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=HASHED)
+
+
+@given(st.lists(st.tuples(*[WORDS] * 5, *[NUMBER] * 5, st.integers(1, 9)), min_size=1, max_size=6))
+def test_the_content_hash_is_that_of_the_rows_written_one_by_one(rows: list[tuple[object, ...]]) -> None:
+    lines = [canonical(list(row)) for row in rows]
+    assert content_of(hashed(rows), {"image": [0.5]}) == content_hash({"rows": rows_hash(lines), "edges": {"image": [0.5]}})
+
+
+def test_a_known_dataset_has_a_known_hash(tmp_path: Path) -> None:
+    frame = hashed(
+        [("k1", "image", "ö", "train", 'a "b"\n', -0.0, 0.6, 0.4, 0.0, 1.0, 5), ("k2", "search", "o", "test", "", 0.0, 1, 1, 0, 1, 1)]
+    )
+    frame.to_parquet(tmp_path / "rows.parquet")
+    stored = pd.read_parquet(tmp_path / "rows.parquet")
+    assert {content_of(rows, {"image": [0.5]}) for rows in (frame, stored)} == {"ca80bc6fad8d0c75"}
+
+
+def test_a_label_that_is_no_number_has_no_hash() -> None:
+    with pytest.raises(ValueError, match="Out of range float values"):
+        content_of(hashed([("k1", "image", "i", "train", "t", float("nan"), 0.6, 0.4, 0.0, 0.7, 5)]), {})
+
+
 @given(st.randoms(use_true_random=False))
 def test_the_content_hash_does_not_depend_on_the_order_of_rows(random) -> None:  # type: ignore[no-untyped-def]
-    frame = pd.DataFrame(
-        [(f"k{n}", "image", f"i{n}", "train", f"text {n}", 0.5, 0.6, 0.4, 0.0, 0.7, 1 + n % 5) for n in range(8)],
-        columns=["row_key", "task", "intent_key", "split", "text", "relevance", "fidelity", "gain", "repetition", "reward", "quality"],
-    )
+    frame = hashed([(f"k{n}", "image", f"i{n}", "train", f"text {n}", 0.5, 0.6, 0.4, 0.0, 0.7, 1 + n % 5) for n in range(8)])
     order = list(range(8))
     random.shuffle(order)
     assert content_of(frame.iloc[order], {"image": [0.5]}) == content_of(frame, {"image": [0.5]})

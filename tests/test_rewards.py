@@ -61,6 +61,20 @@ def test_what_an_apostrophe_joins_is_no_content() -> None:
     assert content_words("it's what she's got, the baker's bread") == ["got", "baker", "bread"]
 
 
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_the_short_way_for_plain_texts_finds_the_same_words(text: str) -> None:
+    assert content_words(text) == content_words(f"{text} ß")[:-1]  # one umlaut, and the long way is taken
+
+
+def test_counting_once_for_quality_and_reward_gives_the_same_reward(settings: Settings) -> None:
+    frame = pd.DataFrame({"intent": list(HONEST), "text": list(HONEST.values()), "relevance": 0.7})
+    counted = rewards.count(frame)
+    assert counted.words.tolist() == [19, 19, 15, 16, 16]
+    assert counted.added.tolist() == [len(new_content(i, t)) for i, t in HONEST.items()]
+    assert counted.repeated.tolist() == [repetition(t) for t in HONEST.values()]
+    pd.testing.assert_frame_equal(label(counted, settings.rewards)[label(frame, settings.rewards).columns], label(frame, settings.rewards))
+
+
 def test_praise_is_no_new_content() -> None:
     assert new_content("red fox", "A stunning red fox, breathtaking beauty, fresh snow") == {"fresh", "snow"}
 

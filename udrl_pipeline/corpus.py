@@ -316,10 +316,8 @@ def _publish(
 
 def content_of(frame: pd.DataFrame) -> str:
     """The content hash of a corpus: its keys with what was written, in any order."""
-    return rows_hash(
-        f"{key}\t{content_hash(text, 32)}\t{finish}"
-        for key, text, finish in zip(frame.row_key, frame.text, frame.finish_reason, strict=True)
-    )
+    columns = (frame[name].tolist() for name in ("row_key", "text", "finish_reason"))  # lists: a column hands its values out slowly
+    return rows_hash(f"{key}\t{content_hash(text, 32)}\t{finish}" for key, text, finish in zip(*columns, strict=True))
 
 
 def find_rows(workspace: Workspace, keys: Sequence[str]) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def build(workspace: Workspace) -> Version:
             rows=len(kept),
             params=params,
             parents=parents,
-            facts=_facts(kept, edges) | {"quarantined": examined.row_key.nunique() - len(kept), "candidates": len(examined)},
+            facts=facts_of(kept, edges) | {"quarantined": examined.row_key.nunique() - len(kept), "candidates": len(examined)},
             expectations=expected,
             quarantined=quarantined,
             write=lambda folder: write_table(kept, folder / "rows.parquet"),
@@ -71,7 +71,7 @@ def build(workspace: Workspace) -> Version:
 
 def quality_edges(frame: pd.DataFrame, bins: int) -> dict[str, list[float]]:
     """The inner bin edges of each task: quantiles of the reward over its training rows (bins - 1 numbers)."""
-    train = frame[frame.split == "train"]
+    train = frame.loc[frame.split == "train", ["task", "reward"]]
     steps = np.linspace(0, 1, bins + 1)[1:-1]
     return {str(task): [round(float(e), 4) for e in np.quantile(rows.reward, steps)] for task, rows in train.groupby("task")}
 
@@ -88,11 +88,21 @@ def quality_bins(frame: pd.DataFrame, edges: dict[str, list[float]]) -> "np.ndar
 def content_of(frame: pd.DataFrame, edges: dict[str, list[float]]) -> str:
     """The content hash of a dataset: rows with their texts, labels, splits and bins, in any order, and the bin edges."""
     columns = ["row_key", "task", "intent_key", "split", "text", "relevance", "fidelity", "gain", "repetition", "reward", "quality"]
-    lines = [canonical(list(row)) for row in frame[columns].itertuples(index=False, name=None)]
-    return content_hash({"rows": rows_hash(lines), "edges": edges})
+    rows = zip(*(_canonical_values(frame[column]) for column in columns), strict=True)
+    return content_hash({"rows": rows_hash(f"[{','.join(row)}]" for row in rows), "edges": edges})
 
 
-def _facts(kept: pd.DataFrame, edges: dict[str, list[float]]) -> dict[str, Any]:
+def _canonical_values(column: pd.Series) -> list[str]:
+    """`canonical` of every value; a value that stands in a million rows is written once."""
+    values = column.to_numpy()
+    floats = values.dtype == np.float64
+    # by their bits: 0.0 and -0.0 are equal, but not written the same
+    codes, distinct = pd.factorize(values.view(np.int64) if floats else values, use_na_sentinel=False)
+    written = [canonical(value) for value in (distinct.view(np.float64) if floats else distinct).tolist()]
+    return np.array(written, dtype=object)[codes].tolist()
+
+
+def facts_of(kept: pd.DataFrame, edges: dict[str, list[float]]) -> dict[str, Any]:
     def by_task(column: str) -> dict[str, float]:
         return {str(k): round(float(v), 4) for k, v in kept.groupby("task")[column].mean().items()}
 

@@ -11,6 +11,7 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ VERSION_DIGITS = 16
 ROW_KEY_DIGITS = 32
 
 
+#: Made once: `json.dumps` with options makes one per call, which takes longer than to write a short text.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: one text for one value. Raises TypeError for what JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def content_hash(value: Any, digits: int = VERSION_DIGITS) -> str:
@@ -32,10 +37,9 @@ def content_hash(value: Any, digits: int = VERSION_DIGITS) -> str:
 
 def rows_hash(lines: Iterable[str], digits: int = VERSION_DIGITS) -> str:
     """The hash of a set of rows, each given as one line of text; independent of their order."""
-    digest = hashlib.sha256()
-    for line in sorted(lines):
-        digest.update(line.encode())
-        digest.update(b"\n")
+    digest, ordered = hashlib.sha256(), sorted(lines)
+    for start in range(0, len(ordered), 4096):  # many lines at once: a million rows take a second less
+        digest.update("".join(f"{line}\n" for line in ordered[start : start + 4096]).encode())
     return digest.hexdigest()[:digits]
 
 
@@ -64,6 +68,7 @@ def code_version(sources: Iterable[str]) -> str:
     return content_hash({name: _meaning(name, root.joinpath(name).read_text(encoding="utf-8")) for name in sources}, 12)
 
 
+@lru_cache(maxsize=256)  # several assets name the same files
 def _meaning(name: str, text: str) -> str:
     if not name.endswith(".py"):
         return "\n".join(line.rstrip() for line in text.splitlines())

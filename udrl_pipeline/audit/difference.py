@@ -99,11 +99,11 @@ def _figures(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(workspace: Workspace, a: Version, b: Version) -> tuple[dict[str, dict[tuple[str, str], int]], dict[str, list[dict[str, Any]]]]:
+    """What happened to how many rows, and samples of them; each table is read once, and once more for the samples alone."""
     file, key = TABLES[a.asset]
+    files = {"a": _file(workspace, a, file), "b": _file(workspace, b, file)}
     with duckdb.connect() as connection:
-        for name, version in (("a", a), ("b", b)):
-            connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_quoted(_file(workspace, version, file))})")
-        columns = {column for column, *_ in connection.execute("DESCRIBE a").fetchall()}
+        columns = {column for column, *_ in connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(files["a"])]).fetchall()}
         told = {what: [c for c in of_them if c in columns] for what, of_them in HAPPENED.items()}
         both = f"a.{key} IS NOT NULL AND b.{key} IS NOT NULL"
         conditions = {"added": f"a.{key} IS NULL", "removed": f"b.{key} IS NULL"} | {
@@ -111,15 +111,30 @@ def _rows(workspace: Workspace, a: Version, b: Version) -> tuple[dict[str, dict[
             for what, of_them in told.items()
             if of_them
         }
-        counted = ", ".join(f"count(*) FILTER (WHERE {condition})" for condition in conditions.values())
         task = "tasks" if "tasks" in columns else "task"
+        compared = [task, *(column for of_them in told.values() for column in of_them)]
+        # the line of a file of ideas is no source of its own; cut off before the join, where the column still is a dictionary
+        side = f"SELECT {key}, {', '.join(compared)}, regexp_replace(source, ':[0-9]+$', '') AS source FROM read_parquet(?)"
+        counted = ", ".join(f"count(*) FILTER ({c}), min({key}, {SAMPLES}) FILTER ({c})" for c in conditions.values())
         found = connection.execute(
-            f"""SELECT coalesce(b.{task}, a.{task}), regexp_replace(coalesce(b.source, a.source), ':[0-9]+$', ''), {counted}
-                FROM a FULL JOIN b USING ({key}) GROUP BY ALL ORDER BY ALL"""
+            f"""SELECT coalesce(b.{task}, a.{task}), coalesce(b.source, a.source), {counted}
+                FROM ({side}) a FULL JOIN ({side}) b USING ({key}) GROUP BY ALL ORDER BY ALL""",
+            [str(file) for file in files.values()],
         ).fetchall()
-        rows = {what: {(task, source): counts[n] for task, source, *counts in found if counts[n]} for n, what in enumerate(conditions)}
-        rows = {what: of_them for what, of_them in rows.items() if of_them}
-        return rows, {what: _samples(connection, key, conditions[what], told.get(what, [])) for what in rows}
+        rows: dict[str, dict[tuple[str, str], int]] = {}
+        first: dict[str, list[str]] = {}  # the rows to show, by their keys
+        for n, what in enumerate(conditions):
+            if happened := [(of_task, source, counts[2 * n], counts[2 * n + 1]) for of_task, source, *counts in found if counts[2 * n]]:
+                rows[what] = {(of_task, source): count for of_task, source, count, _ in happened}
+                first[what] = sorted(k for *_, keys in happened for k in keys)[:SAMPLES]
+        wanted = sorted({k for keys in first.values() for k in keys})
+        shown = [column for column in ("intent", "text") if column in columns]
+        before, after = (_read(connection, file, [key, *shown, *compared], wanted) for file in files.values())
+    samples = {
+        what: [_sample(before.get(k, {}), after.get(k, {}), [key, *shown], told.get(what, [])) for k in keys]
+        for what, keys in first.items()
+    }
+    return rows, samples
 
 
 def _file(workspace: Workspace, version: Version, name: str) -> Path:
@@ -129,17 +144,16 @@ def _file(workspace: Workspace, version: Version, name: str) -> Path:
     return file
 
 
-def _samples(connection: duckdb.DuckDBPyConnection, key: str, condition: str, told: list[str]) -> list[dict[str, Any]]:
-    """A few rows to which it happened: who they are, and the columns that changed, before and after."""
-    changed = "".join(f", a.{c} AS {c}_before, b.{c} AS {c}_after" for c in told)
-    text = "" if key == "intent_key" else ", coalesce(b.text, a.text) AS text"
+def _read(connection: duckdb.DuckDBPyConnection, file: Path, columns: list[str], keys: list[str]) -> dict[str, dict[str, Any]]:
+    """Columns of the rows of some keys, by key, which is the first column."""
+    names = list(dict.fromkeys(columns))
     found = connection.execute(
-        f"""SELECT coalesce(a.{key}, b.{key}) AS {key}, coalesce(b.intent, a.intent) AS intent{text}{changed}
-            FROM a FULL JOIN b USING ({key}) WHERE {condition} ORDER BY 1 LIMIT {SAMPLES}"""
-    )
-    names = [column for column, *_ in found.description or []]
-    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        f"SELECT {', '.join(names)} FROM read_parquet(?) WHERE {names[0]} IN (SELECT unnest(?))", [str(file), keys]
+    ).fetchall()
+    return {row[0]: dict(zip(names, row, strict=True)) for row in found}
 
 
-def _quoted(file: Path) -> str:
-    return "'" + str(file).replace("'", "''") + "'"
+def _sample(before: dict[str, Any], after: dict[str, Any], shown: list[str], told: list[str]) -> dict[str, Any]:
+    """A row to which something happened: who it is, and the columns that changed, before and after."""
+    changed = {f"{column}_{when}": row[column] for column in told for when, row in (("before", before), ("after", after))}
+    return {column: (after or before)[column] for column in shown} | changed

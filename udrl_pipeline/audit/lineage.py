@@ -22,17 +22,27 @@ class Node:
     next: list["Node"] = field(default_factory=list)
 
     def walk(self, depth: int = 0, seen: set[tuple[str, str]] | None = None) -> Iterator[tuple[int, Version, bool]]:
-        """The version and all behind it: (depth, version, whether it stood before); what stood before is not followed again."""
-        seen = set() if seen is None else seen
-        key = (self.version.asset, self.version.version)
-        yield depth, self.version, key in seen
-        if key not in seen:
-            seen.add(key)
-            for node in self.next:
-                yield from node.walk(depth + 1, seen)
+        """The version and all behind it: (depth, version, whether it stood before); what stood before is not followed again.
 
-    def as_dict(self) -> dict[str, Any]:
+        Args:
+            seen: What stood before, if anything did; grows.
+        """
+        seen = set() if seen is None else seen
+        left = [(depth, self)]
+        while left:
+            depth, node = left.pop()
+            key = (node.version.asset, node.version.version)
+            yield depth, node.version, key in seen
+            if key not in seen:
+                seen.add(key)
+                left += [(depth + 1, following) for following in reversed(node.next)]
+
+    def as_dict(self, seen: set[tuple[str, str]] | None = None) -> dict[str, Any]:
+        """The tree as JSON can hold it; what stands in it already has no `next`, as it would be the same."""
+        seen = set() if seen is None else seen
         version = self.version
+        again = (version.asset, version.version) in seen
+        seen.add((version.asset, version.version))
         return {
             "asset": version.asset,
             "version": version.version,
@@ -41,7 +51,7 @@ class Node:
             "run_id": version.run_id,
             "code_version": version.code_version,
             "origin": origin(version),
-            "next": [node.as_dict() for node in self.next],
+            **({} if again else {"next": [node.as_dict(seen) for node in self.next]}),
         }
 
 
@@ -56,7 +66,18 @@ def downwards(book: Book, version: Version) -> Node:
 
 
 def _follow(version: Version, step: Callable[[Version], list[Version]]) -> Node:
-    return Node(version, [_follow(found, step) for found in step(version)])
+    """The version with what is behind it. However many ways lead to a version, it is one node."""
+    first = Node(version)
+    nodes, left = {(version.asset, version.version): first}, [first]
+    while left:
+        node = left.pop()
+        for found in step(node.version):
+            key = (found.asset, found.version)
+            if key not in nodes:
+                nodes[key] = Node(found)
+                left.append(nodes[key])
+            node.next.append(nodes[key])
+    return first
 
 
 def origin(version: Version) -> dict[str, Any]:
