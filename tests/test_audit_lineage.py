@@ -77,7 +77,7 @@ def test_what_many_ways_lead_to_is_followed_once(workspace: Workspace) -> None:
         student = {"student/udrl-rounds": f"r{n}"}
     last = workspace.find("student/udrl-rounds", "r19")
     assert last is not None
-    up = upwards(workspace, last)
+    up = upwards(Book(workspace), last)
     assert len([version for _, version, again in up.walk() if not again]) == 40 + len(["d1", "s1", "s2", "corpus", "intents"])
     told = json.dumps(up.as_dict())
     assert told.count('"version": "s1"') == 1
