@@ -269,18 +269,24 @@ def table(kills: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 PAGE = """# Killed {done} times
 
 A small but whole pipeline ({ideas} ideas, {rows} rows, the real scorer, a real Trainer on a student of a few layers, a teacher that makes
-its texts up) is killed with SIGKILL and started again. Each resumed run is compared with one that nobody killed: the versions of all
-five assets, every row and score, every published row, the ledger without its times, and the bytes of the intents, the dataset and the
-student. Before it is started again, `verify` has to name every whole folder that the ledger does not hold, and nothing else; afterwards
-it has to find nothing, and no half-written folder or checkpoint may be left.
+its texts up) is killed with SIGKILL and started again. To save time the run that is killed begins at the step of its moment, with
+what an uninterrupted run had made until then. Each resumed run is compared with one that nobody killed: the versions of all five
+assets, every row and score, every published row, the ledger without its times, and the bytes of the intents, the dataset and the
+student. Before it is started again, `verify` has to name every whole folder that the ledger does not hold, and nothing else;
+afterwards it has to find nothing, and no half-written folder or checkpoint may be left.
 
 {table}
 
 {done} of {planned} planned kills are done{rest}. {harm}
 
-Made by `make torture` (`ARGS="--minutes 3"` does as much as fits and goes on from there the next time). What a kill inside a publish,
-a checkpoint or a transaction finds: {points}. The report's version is the hash of its inputs, texts and figures; the times that it
-shows are not part of it, so its other files differ from run to run.
+What a kill finds:
+
+{points}
+
+The report's version is the hash of its inputs, texts and figures. The times that it shows are not part of it, so its files differ from
+run to run and are not compared.
+
+Made by `make torture`; `ARGS="--minutes 3"` does as much as fits and goes on from there the next time.
 """
 
 
@@ -304,7 +310,7 @@ def write(torture: Torture, folder: Path) -> list[tuple[Any, ...]]:
         ideas=SMALL["intents"]["builtin"], rows=len(torture.state["expected"]["rows"]),
         table="\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows),
         harm="None did harm." if not harmful else "These did harm:\n\n" + "\n".join(f"- {line}" for line in harmful),
-        points=", ".join(dict.fromkeys(point for kind in (PUBLISH, CHECKPOINT, TRANSACTION) for point in POINTS[kind])),
+        points="\n".join(f"- {TITLES[kind]}: {'; '.join(points)}" for kind, points in POINTS.items()),
     )  # fmt: skip
     (folder / "reliability.md").write_text(page, encoding="utf-8")
     return lines
