@@ -74,7 +74,7 @@ def measures(folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     datasets = audit.versions(workspace, dataset.ASSET)
     made = [version for version in datasets if version.run_id.startswith("run-")]
     after, before = made[0], made[min(5, len(made) - 1)]
-    # one row, and not by pandas: a process starts with the peak memory of the one that starts it, so this one has to stay small
+    # one row, and without pandas: a process starts with the peak memory of the one that starts it, so this one stays small
     found = duckdb.execute("SELECT row_key, intent, source FROM read_parquet(?) LIMIT 1", [str(folder / synthetic.BASE)]).fetchall()
     key, idea, source = found[0]
     middle = f"run-{len(made) // 2}"
