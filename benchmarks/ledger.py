@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import duckdb
 import synthetic
 
 from udrl_pipeline import audit, corpus, dataset, rewards
@@ -74,7 +74,9 @@ def measures(folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     datasets = audit.versions(workspace, dataset.ASSET)
     made = [version for version in datasets if version.run_id.startswith("run-")]
     after, before = made[0], made[min(5, len(made) - 1)]
-    row = pd.read_parquet(folder / synthetic.BASE, columns=["row_key", "intent", "source", "generation"]).iloc[0]
+    # one row, and without pandas: a process starts with the peak memory of the one that starts it, so this one stays small
+    found = duckdb.execute("SELECT row_key, intent, source FROM read_parquet(?) LIMIT 1", [str(folder / synthetic.BASE)]).fetchall()
+    key, idea, source = found[0]
     middle = f"run-{len(made) // 2}"
     chosen = ["--set", f"artifacts={folder}", "--set", f"teacher.samples={synthetic.SAMPLES}", "--params", str(synthetic.PARAMS)]
 
@@ -90,11 +92,11 @@ def measures(folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
         ),
         "diff": asked("diff", before.version, after.version),
         "trace": asked("trace", after.version),
-        "trace --row": asked("trace", "--row", row.row_key),
+        "trace --row": asked("trace", "--row", key),
         "versions": asked("versions"),
-        "impact --row": asked("impact", "--row", row.row_key),
-        "impact --intent": asked("impact", "--intent", row.intent),
-        "impact --source": asked("impact", "--source", row.source),
+        "impact --row": asked("impact", "--row", key),
+        "impact --intent": asked("impact", "--intent", idea),
+        "impact --source": asked("impact", "--source", source),
         "impact --run": asked("impact", "--run", middle),
         "verify, one version": asked("verify", after.version, target=None),
         "verify, all": asked("verify", target=None, repeats=1),
@@ -138,7 +140,7 @@ def run(command: list[str], target: float | None, repeats: int, parts: bool = Fa
         "cpu_seconds": round(statistics.median(busy), 2),
         "peak_mb": round(max(peaks)),
         "target_seconds": target,
-        "lines": len(printed.splitlines()),
+        "load": round(os.getloadavg()[0], 1),
     }
     return found | ({"parts": json.loads(printed.splitlines()[-1])} if parts else {})
 
@@ -200,18 +202,21 @@ def page(result: dict[str, Any]) -> str:
         f"`benchmarks/ledger.py`: {sizes['rows']:,} teacher rows, {sizes['versions']} versions, {result['cores']} CPU cores.",
         f"{sizes['snapshots']} of them are snapshots of the corpus or the dataset, with {sizes['rows_in_snapshots']:,} rows together:",
         f"{sizes['bytes_of_versions'] / 1e9:.1f} GB, beside {sizes['bytes_of_ledger'] / 1e9:.2f} GB of DuckDB.",
-        "Each line is a process of its own, its start included.",
+        "Each line is a process of its own, its start included. `load` is how many processes wanted a core meanwhile: far above the",
+        "number of cores, seconds tell of the others too, and CPU seconds of the command alone.",
         "",
-        "| command | seconds | CPU seconds | peak memory | target |",
-        "|---|---:|---:|---:|---|",
+        "| command | seconds | CPU seconds | load | peak memory | target |",
+        "|---|---:|---:|---:|---:|---|",
     ]
     for name, found in result["measures"].items():
         if "missing" in found:
-            lines.append(f"| {name} | {found['missing']} | | | |")
+            lines.append(f"| {name} | {found['missing']} | | | | |")
             continue
         target = f"{found['target_seconds']:g} s" if found["target_seconds"] else ""
-        lines.append(f"| {name} | {found['seconds']:.2f} | {found['cpu_seconds']:.2f} | {found['peak_mb']:,} MB | {target} |")
-        lines += [f"| &nbsp;&nbsp;of it: {part} | {seconds:.2f} | | | |" for part, seconds in found.get("parts", {}).items()]
+        lines.append(
+            f"| {name} | {found['seconds']:.2f} | {found['cpu_seconds']:.2f} | {found['load']:.0f} | {found['peak_mb']:,} MB | {target} |"
+        )
+        lines += [f"| &nbsp;&nbsp;of it: {part} | {seconds:.2f} | | | | |" for part, seconds in found.get("parts", {}).items()]
     return "\n".join([*lines, ""])
 
 

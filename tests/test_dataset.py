@@ -126,13 +126,12 @@ def test_edges_come_from_training_rows_alone() -> None:
     assert quality_edges(pd.concat([frame, held_out]), 2) == quality_edges(frame, 2) == {"image": [0.25]}
 
 
-HASHED = ["row_key", "task", "intent_key", "split", "text", "relevance", "fidelity", "gain", "repetition", "reward", "quality"]
 NUMBER = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 0.5, 1.0])
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 def hashed(rows: list[tuple[object, ...]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=HASHED)
+    return pd.DataFrame(rows, columns=dataset.HASHED)
 
 
 @given(st.lists(st.tuples(*[WORDS] * 5, *[NUMBER] * 5, st.integers(1, 9)), min_size=1, max_size=6))

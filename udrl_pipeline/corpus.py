@@ -40,6 +40,8 @@ COLUMNS = (
     "row_key", "task", "intent", "intent_key", "text", "tokens", "finish_reason", "engine", "engine_version", "source",
     "template_hash", "sampling", "asked_words", "examples", "sample", "run_id", "created_at", "recorded",
 )  # fmt: skip
+#: The columns that the content hash counts.
+HASHED = ("row_key", "text", "finish_reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +318,7 @@ def _publish(
 
 def content_of(frame: pd.DataFrame) -> str:
     """The content hash of a corpus: its keys with what was written, in any order."""
-    columns = (frame[name].tolist() for name in ("row_key", "text", "finish_reason"))  # lists: a column hands its values out slowly
+    columns = (frame[name].tolist() for name in HASHED)  # lists: a column hands its values out slowly
     return rows_hash(f"{key}\t{content_hash(text, 32)}\t{finish}" for key, text, finish in zip(*columns, strict=True))
 
 

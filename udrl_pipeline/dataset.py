@@ -21,6 +21,9 @@ COLUMNS = [
     "relevance", "fidelity", "gain", "repetition", "reward", "quality",
 ]  # fmt: skip
 
+#: The columns that the content hash counts.
+HASHED = ["row_key", "task", "intent_key", "split", "text", "relevance", "fidelity", "gain", "repetition", "reward", "quality"]
+
 
 def build(workspace: Workspace) -> Version:
     """Label the current corpus. A verdict FAIL publishes nothing: the last good version stays current.
@@ -87,8 +90,7 @@ def quality_bins(frame: pd.DataFrame, edges: dict[str, list[float]]) -> "np.ndar
 
 def content_of(frame: pd.DataFrame, edges: dict[str, list[float]]) -> str:
     """The content hash of a dataset: rows with their texts, labels, splits and bins, in any order, and the bin edges."""
-    columns = ["row_key", "task", "intent_key", "split", "text", "relevance", "fidelity", "gain", "repetition", "reward", "quality"]
-    rows = zip(*(_canonical_values(frame[column]) for column in columns), strict=True)
+    rows = zip(*(_canonical_values(frame[column]) for column in HASHED), strict=True)
     return content_hash({"rows": rows_hash(f"[{','.join(row)}]" for row in rows), "edges": edges})
 
 

@@ -33,14 +33,18 @@ class Fault:
     what: str
 
 
+def _labelled(folder: Path, version: Version) -> str:
+    return dataset.content_of(pd.read_parquet(folder / ROWS, columns=dataset.HASHED), version.facts["edges"])
+
+
 #: How a version's name follows from its files.
 CONTENT: dict[str, Callable[[Path, Version], str]] = {
     intents.ASSET: lambda folder, _: content_of_intents(
         pd.read_parquet(folder / INTENTS, columns=["intent_key", "intent", "tasks", "split"]).itertuples(index=False, name=None)
     ),
-    corpus.ASSET: lambda folder, _: corpus.content_of(pd.read_parquet(folder / ROWS)),
-    dataset.ASSET: lambda folder, version: dataset.content_of(pd.read_parquet(folder / ROWS), version.facts["edges"]),
-    exploration.ASSET: lambda folder, version: dataset.content_of(pd.read_parquet(folder / ROWS), version.facts["edges"]),
+    corpus.ASSET: lambda folder, _: corpus.content_of(pd.read_parquet(folder / ROWS, columns=list(corpus.HASHED))),
+    dataset.ASSET: _labelled,
+    exploration.ASSET: _labelled,
 }
 
 
