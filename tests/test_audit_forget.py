@@ -14,6 +14,7 @@ from conftest import FakeEngine
 from test_audit_impact import put
 from udrl_pipeline import corpus, dataset
 from udrl_pipeline.audit.forget import Forgetting, forget_intent, forget_row
+from udrl_pipeline.audit.impact import impact_of_intent
 from udrl_pipeline.audit.verify import Fault, verify
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import StoreLocked, StudentError, UdrlError
@@ -117,6 +118,8 @@ def test_what_must_be_trained_again_and_which_reports_went_is_told(made: Workspa
     stone = done.tombstone
     assert (stone.number, stone.kind, stone.subject, stone.reason) == (1, "intent", subject_of(normalise(IDEA)), "its author asked")
     assert len(stone.row_keys) == 3
+    with pytest.raises(UdrlError, match="any more: tombstone 1, its author asked"):
+        impact_of_intent(made, IDEA)
 
 
 def test_the_ledger_still_verifies_and_each_version_tells_what_it_lacks(made: Workspace, store: Made) -> None:

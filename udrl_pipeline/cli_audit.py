@@ -171,7 +171,7 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     up, down = lineage.upwards(book, start), lineage.downwards(book, start)
     read = rows_of(workspace, start)
     if as_json:
-        trained_on = {"trained_on": read} if read is not None else {}
+        trained_on = {"trained_on": dict(zip(read.row_key, read.times.tolist(), strict=True))} if read is not None else {}
         click.echo(to_json({"up": up.as_dict(), "down": down.as_dict(), **trained_on}))
         return
     click.echo("made from")
@@ -183,7 +183,7 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
             told = printable(value) if isinstance(value, str) else to_json(value)
             click.echo(f"{'  ' * (depth + 1)}{name}: {told}")
     if read is not None:
-        click.echo(f"trained on {len(read):,} rows, {sum(read.values()):,} times in all (--json lists their keys)")
+        click.echo(f"trained on {len(read):,} rows, {read.times.sum():,} times in all (--json lists their keys)")
     click.echo("used by" if down.next else "used by nothing")
     for depth, found, again in list(down.walk())[1:]:
         click.echo(_line(depth, found) + ("  (as above)" if again else ""))

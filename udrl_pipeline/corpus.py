@@ -337,6 +337,6 @@ def keys_where(workspace: Workspace, condition: str, value: str) -> list[str]:
 
 
 def read_rows(workspace: Workspace, version: str) -> pd.DataFrame:
-    """The rows of a corpus version, checked against its manifest. Columns as in `COLUMNS`."""
+    """The rows of a corpus version, checked against its manifest, in the order of intents and keys. Columns as in `COLUMNS`."""
     workspace.check_files(ASSET, version)
     return pd.read_parquet(workspace.version_folder(ASSET, version) / "rows.parquet")

@@ -10,6 +10,7 @@ from udrl_pipeline.audit.book import Book, Key
 from udrl_pipeline.audit.rows import intents_holding, places, seen, set_aside
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
+from udrl_pipeline.store.tombstones import subject_of
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student.training import SEEN, STUDENTS
 
@@ -63,7 +64,10 @@ def _of_rows(workspace: Workspace, what: str, condition: str, value: str, remedy
     keys, book = corpus.keys_where(workspace, condition, value), Book(workspace)
     ideas = intents_holding(workspace, book, value) if condition == BY_INTENT else []
     if not keys and not ideas:
-        raise UdrlError(f"there is no {what}", where=str(workspace.database.path), remedy=remedy)
+        subject = subject_of(value) if condition == BY_INTENT else value
+        stones = [stone for stone in workspace.tombstones() if stone.subject == subject]
+        gone = f" any more: tombstone {stones[-1].number}, {stones[-1].reason}" if stones else ""
+        raise UdrlError(f"there is no {what}{gone}", where=str(workspace.database.path), remedy=remedy)
     holding = places(workspace, book, keys)
     found = {key: Touched(book.versions[key], "holds the idea") for key in ideas}
     found |= {key: Touched(book.versions[key], _held(rows)) for key, rows in holding.items()}

@@ -1,6 +1,6 @@
 """Where rows stand: in which published tables, and in which students' training. Reads only the parts of files that can hold them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import duckdb
 import pandas as pd
@@ -24,14 +24,23 @@ TOLD = {
 def places(workspace: Workspace, book: Book, keys: Sequence[str]) -> dict[Key, pd.DataFrame]:
     """The versions of tables that hold rows of these keys, the oldest first: row_key and the columns of `TOLD`."""
     found: dict[Key, pd.DataFrame] = {}
+    wanted = {"intent_key": _intents_of(workspace, keys), "row_key": keys}
     for asset, columns in TOLD.items():
-        found |= _look_up(workspace, [key for key in book.versions if key[0] == asset], ROWS, columns, keys)
+        found |= _look_up(workspace, [key for key in book.versions if key[0] == asset], ROWS, ["row_key", *columns], wanted)
     return {key: found[key] for key in book.versions if key in found}
 
 
+def _intents_of(workspace: Workspace, keys: Sequence[str]) -> list[str]:
+    """The intents that rows are about: tables are in their order, so that knowing them spares most of a table."""
+    with workspace.database.reader() as connection:
+        found = connection.execute("SELECT DISTINCT intent_key FROM rows WHERE list_contains(?, row_key)", [list(keys)]).fetchall()
+    return [intent for (intent,) in found]
+
+
 def seen(workspace: Workspace, book: Book, keys: Sequence[str]) -> dict[Key, pd.DataFrame]:
-    """The students whose own training read rows of these keys: row_key and how many times. See `learned` for their ancestors'."""
-    return _look_up(workspace, [key for key in book.versions if key[0].startswith(STUDENTS)], SEEN, ["times"], keys)
+    """The students whose own training read rows of these keys: row_key and how many times."""
+    students = [key for key in book.versions if key[0].startswith(STUDENTS)]
+    return _look_up(workspace, students, SEEN, ["row_key", "times"], {"row_key": keys})
 
 
 def set_aside(workspace: Workspace, keys: Sequence[str]) -> list[tuple[str, str, str, str]]:
@@ -44,32 +53,28 @@ def set_aside(workspace: Workspace, keys: Sequence[str]) -> list[tuple[str, str,
 
 def intents_holding(workspace: Workspace, book: Book, intent_key: str) -> list[Key]:
     """The versions of the intents that hold one, the oldest first."""
-    found = _look_up(
-        workspace, [key for key in book.versions if key[0] == intents.ASSET], INTENTS, ["split"], [intent_key], by="intent_key"
-    )
-    return [key for key in book.versions if key in found]
+    versions = [key for key in book.versions if key[0] == intents.ASSET]
+    found = _look_up(workspace, versions, INTENTS, ["split"], {"intent_key": [intent_key]})
+    return [key for key in versions if key in found]
 
 
-def rows_of(workspace: Workspace, student: Version) -> dict[str, int] | None:
-    """The rows that a student's own training read: key -> how many times; None if it is no student, or does not tell."""
+def rows_of(workspace: Workspace, student: Version) -> pd.DataFrame | None:
+    """The rows that a student's own training read: row_key and how many times; None if it is no student, or does not tell."""
     file = workspace.version_folder(student.asset, student.version) / SEEN
-    if not student.asset.startswith(STUDENTS) or not file.exists():
-        return None
-    frame = pd.read_parquet(file)
-    return dict(zip(frame.row_key, frame.times.tolist(), strict=True))
+    return pd.read_parquet(file) if student.asset.startswith(STUDENTS) and file.exists() else None
 
 
 def _look_up(
-    workspace: Workspace, versions: Iterable[Key], name: str, columns: list[str], keys: Sequence[str], by: str = "row_key"
+    workspace: Workspace, versions: Iterable[Key], name: str, columns: list[str], wanted: Mapping[str, Sequence[str]]
 ) -> dict[Key, pd.DataFrame]:
+    """Columns of the rows whose values are among the wanted ones, for each version that holds any."""
     files = {str(file): key for key in versions if (file := workspace.version_folder(*key) / name).exists()}
-    if not files or not keys:
+    if not files or not all(wanted.values()):
         return {}
-    wanted = ", ".join("?" * len(keys))
+    conditions = " AND ".join(f"{column} IN ({', '.join('?' * len(values))})" for column, values in wanted.items())
     with duckdb.connect() as connection:
         frame = connection.execute(
-            f"""SELECT filename, {by}, {", ".join(columns)} FROM read_parquet(?, filename = true, union_by_name = true)
-                WHERE {by} IN ({wanted}) ORDER BY filename, {by}""",
-            [list(files), *keys],
+            f"SELECT filename, {', '.join(columns)} FROM read_parquet(?, filename = true) WHERE {conditions} ORDER BY ALL",
+            [list(files), *(value for values in wanted.values() for value in values)],
         ).df()
     return {files[str(file)]: rows.drop(columns="filename").reset_index(drop=True) for file, rows in frame.groupby("filename", sort=False)}
