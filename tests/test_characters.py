@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udrl_pipeline.characters import HIDDEN, REASONS, fault, printable, quoted, to_json
+from udrl_pipeline.characters import CONTROL_TOKEN, HIDDEN, REASONS, fault, printable, quoted, to_json
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))  # lone surrogates, too
 JSON = st.recursive(
@@ -42,6 +42,12 @@ JSON = st.recursive(
 )
 def test_a_text_has_a_fault_or_none(text: str, reason: str | None) -> None:
     assert fault(text) == reason
+
+
+@given(st.text(st.characters(max_codepoint=127) | st.sampled_from("<|>[]/INST"), max_size=20))
+def test_the_short_way_for_plain_texts_finds_the_same_faults(text: str) -> None:
+    slow = [reason for reason, pattern in REASONS.items() if pattern.search(text)] + ["control token"] * bool(CONTROL_TOKEN.search(text))
+    assert fault(text) == next(iter(slow), None)
 
 
 def test_all_control_private_and_half_characters_are_control_characters_but_the_tab() -> None:

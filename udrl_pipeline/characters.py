@@ -43,6 +43,8 @@ _BOUNDED.maxstring = _BOUNDED.maxother = _BOUNDED.maxlong = 200
 
 def fault(text: str) -> str | None:
     """Why nobody may write this text, or None."""
+    if text.isascii() and text.isprintable() and "<" not in text and "[" not in text:
+        return None  # nearly every text, and told in a tenth of the time
     for reason, pattern in REASONS.items():
         if pattern.search(text):
             return reason

@@ -36,7 +36,7 @@ SCORER_REVISION = 1
 CHUNK = 2048
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
-_NO_LETTER = {code: " " for code in range(128) if not chr(code).isalpha()}
+_LETTERS = bytes(code if chr(code).isalpha() and code < 128 else ord(" ") for code in range(256))
 STOP_WORDS = frozenset(
     """
     a about above across after again against all along also am among an and any are around as at away back be because been before
@@ -58,7 +58,7 @@ def content_words(text: str) -> list[str]:
     """The words that carry content, in a form in which singular and plural are the same."""
     lower = text.lower()
     # without umlauts and apostrophes a word is a run of letters, and no regular expression is needed: a third of the time
-    found = lower.translate(_NO_LETTER).split() if lower.isascii() and "'" not in lower else _WORD.findall(lower)
+    found = lower.encode().translate(_LETTERS).decode().split() if lower.isascii() and "'" not in lower else _WORD.findall(lower)
     return [stem for word in found if (stem := _content(word))]
 
 

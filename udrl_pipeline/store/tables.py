@@ -1,20 +1,21 @@
 """The tables of published versions: Parquet, in the order of ideas and keys, in groups small enough to find one row quickly."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
-import pandas as pd
+
+if TYPE_CHECKING:  # it takes longer to import than most questions to the ledger take to answer
+    import pandas as pd
 
 #: DuckDB reads only the groups whose range of keys can hold the one that it looks for.
 GROUP_ROWS = 16_384
 ROWS = "rows.parquet"
-
-
 #: The columns that rows are in the order of. All rows of an idea stand together, so that they are found in one group.
 ORDER = ("intent_key", "row_key")
 
 
-def write_table(frame: pd.DataFrame, file: Path) -> None:
+def write_table(frame: "pd.DataFrame", file: Path) -> None:
     """Write a frame; the same rows give the same bytes, whatever their order."""
     frame = frame.sort_values([column for column in ORDER if column in frame], ignore_index=True)
     frame.to_parquet(file, compression="zstd", index=False, row_group_size=GROUP_ROWS)
