@@ -84,7 +84,7 @@ class Project:
         def train(workspace: Workspace, recipe: Any, rows: pd.DataFrame, edges: Any, previous: Any, scratch: Path) -> Any:
             self.trained += 1
             settings = workspace.settings
-            learned = [rows.to_json(), edges, training._params(settings, recipe)]
+            learned = [rows.drop(columns="run_id").to_json(), edges, training._params(settings, recipe)]
             (scratch / "result").mkdir(exist_ok=True)
             (scratch / "result" / "weights").write_text(canonical(learned), encoding="utf-8")
             return {"sequences": len(rows)}, {}
