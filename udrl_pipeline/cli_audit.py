@@ -38,7 +38,7 @@ for act in (audit_checkout, audit_export, audit_forget):
     audit.add_command(act)
 
 
-@audit.command("versions")
+@audit.command("versions", short_help="List the versions.")
 @click.argument("asset", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of the list.")
 @settings_options
@@ -66,7 +66,7 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
 
 
-@audit.command("quarantine")
+@audit.command("quarantine", short_help="What was set aside, and why.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of all rows instead of the summary.")
 @settings_options
 def audit_quarantine(as_json: bool, **chosen: Any) -> None:
@@ -87,7 +87,7 @@ def audit_quarantine(as_json: bool, **chosen: Any) -> None:
     click.echo("--json lists every row" if rows else "nothing is in quarantine")
 
 
-@audit.command("verify")
+@audit.command("verify", short_help="Has anybody touched it?")
 @click.argument("version", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of the faults instead of the table.")
 @settings_options
@@ -114,7 +114,7 @@ def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-@audit.command("diff")
+@audit.command("diff", short_help="What changed between two versions, and why.")
 @click.argument("before")
 @click.argument("after")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
@@ -148,7 +148,7 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
         cli_output.show_table(("figure", "before", "after"), [(c.name, str(c.before), str(c.after)) for c in found.facts])
 
 
-@audit.command("trace")
+@audit.command("trace", short_help="What a version was made from, and what from it.")
 @click.argument("version", required=False)
 @click.option("--row", metavar="KEY", help="Follow one row instead of a version.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tree.")
@@ -208,7 +208,7 @@ def _touched_as_dict(touched: "Touched") -> dict[str, Any]:
     return {"asset": touched.version.asset, "version": touched.version.version, "how": touched.how}
 
 
-@audit.command("impact")
+@audit.command("impact", short_help="What a row, an idea, a source or a run has touched.")
 @click.option("--row", metavar="KEY", help="One row.")
 @click.option("--intent", metavar="TEXT", help="All rows of an idea.")
 @click.option("--source", metavar="DIGEST", help="All rows that a teacher (by its digest) or a student (student/NAME@VERSION) wrote.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from udrl_pipeline.store.workspace import Workspace
 
 
-@click.command("checkout")
+@click.command("checkout", short_help="Have an old version back, in a project of its own.")
 @click.argument("version")
 @click.option("--to", type=click.Path(path_type=Path), metavar="DIR", required=True, help="A new folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
@@ -40,7 +40,7 @@ def audit_checkout(version: str, to: Path, as_json: bool, **chosen: Any) -> None
     click.echo(cli_output.wrapped("", f"in {to}: `udrl run --select student/udrl` trains on them, `udrl audit trace` shows it"))
 
 
-@click.command("export")
+@click.command("export", short_help="Write the ledger for other catalogues.")
 @click.option("--format", "kind", type=click.Choice(["openlineage", "json"]), required=True)
 @click.option("--namespace", default="udrl_pipeline", show_default=True, help="Of the jobs and datasets in OpenLineage.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout.")
@@ -64,7 +64,7 @@ def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) 
     click.echo(f"{len(lines):,} line{'s' if len(lines) != 1 else ''} in {output}")
 
 
-@click.command("forget")
+@click.command("forget", short_help="Take an idea or a row out for good.")
 @click.option("--intent", metavar="TEXT", help="An idea, with all its rows.")
 @click.option("--row", metavar="KEY", help="One row.")
 @click.option("--reason", metavar="TEXT", help="Why; it stays in the ledger.")
