@@ -155,5 +155,6 @@ def _read(connection: duckdb.DuckDBPyConnection, file: Path, columns: list[str],
 
 def _sample(before: dict[str, Any], after: dict[str, Any], shown: list[str], told: list[str]) -> dict[str, Any]:
     """A row to which something happened: who it is, and the columns that changed, before and after."""
-    changed = {f"{column}_{when}": row[column] for column in told for when, row in (("before", before), ("after", after))}
+    differing = [column for column in told if before[column] != after[column]]
+    changed = {f"{column}_{when}": row[column] for column in differing for when, row in (("before", before), ("after", after))}
     return {column: (after or before)[column] for column in shown} | changed

@@ -9,7 +9,7 @@ from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.history import history
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 
-PRODUCER = f"udrl_pipeline/{__version__}"
+PRODUCER = f"urn:udrl_pipeline:{__version__}"
 #: Run ids that are no UUID become one below this.
 RUNS = uuid.UUID("6d0c2f0e-3f6c-5b1e-9a0d-1f5d2c6b7a80")
 
@@ -22,9 +22,11 @@ def as_openlineage(workspace: Workspace, namespace: str) -> list[str]:
     """
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
     from openlineage.client.facet_v2 import data_quality_assertions_dataset as quality
-    from openlineage.client.facet_v2 import dataset_version_dataset, parent_run, source_code_location_job
+    from openlineage.client.facet_v2 import dataset_version_dataset, parent_run, set_producer, source_code_location_job
     from openlineage.client.facet_v2 import output_statistics_output_dataset as statistics
     from openlineage.client.serde import Serde
+
+    set_producer(PRODUCER)
 
     def version_facet(version: str) -> dict[str, Any]:
         return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=version)}
