@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/incremental.py [--rows 20000] [--share 0.01] [--teacher transformers|vllm|fake] [--out FILE.json]
 
 The first rows are the package's recorded ones, so the first run imports text and scores instead of making them; what they would have cost
-is extrapolated from the rate at which the new rows are written and scored, and says so. The new ideas are built-in ones that are not
-recorded. Prints a table; writes JSON, and the table beside it as Markdown.
+is extrapolated, and says so. The new ideas are built-in ones that are not recorded. Prints a table; writes JSON, and the table beside it
+as Markdown.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.teacher import Reply, Request
 
+#: How fast vLLM writes rows of the default teacher where it has the machine to itself.
+THROUGHPUT = Path(__file__).parent / "results/teacher_throughput.json"
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 STEPS = {"intents": intents.build, "teacher_corpus": corpus.build, "labeled_dataset": dataset.build}
 
@@ -99,16 +101,17 @@ def measure(rows: int, share: float, teacher: str, folder: Path) -> dict[str, An
         return settings_module.load(PARAMS, preset="", overrides=overrides)
 
     runs = {"first": make(settings(ideas)), "more ideas": make(settings(ideas, added)), "unchanged": make(settings(ideas, added))}
-    work = runs["more ideas"]
-    written, scored = work["teacher_corpus"], work["labeled_dataset"]
-    total = runs["first"]["teacher_corpus"]["rows"]
     return {
         "teacher": teacher, "cores": os.cpu_count(), "ideas": len(ideas), "ideas_added": len(added), "runs": runs,
-        "extrapolated": {
-            "teacher_seconds": round(total * written["teacher_seconds"] / written["teacher_rows"]),
-            "scoring_seconds": round(total * scored["scoring_seconds"] / scored["scored_rows"]),
-        },
+        "load": round(os.getloadavg()[0], 1), "extrapolated": extrapolated(runs),
     }  # fmt: skip
+
+
+def extrapolated(runs: dict[str, Any]) -> dict[str, float]:
+    """What the rows of the first run would have cost: written at the rate of teacher_throughput.py, scored at that of this run."""
+    rows, scored = runs["first"]["teacher_corpus"]["rows"], runs["more ideas"]["labeled_dataset"]
+    rate = json.loads(THROUGHPUT.read_text(encoding="utf-8"))["asset"]["rows_per_s"]
+    return {"teacher_seconds": round(rows / rate), "scoring_seconds": round(rows * scored["scoring_seconds"] / scored["scored_rows"])}
 
 
 def page(result: dict[str, Any]) -> str:
@@ -120,16 +123,17 @@ def page(result: dict[str, Any]) -> str:
             f"| {name} | " + " | ".join(f"{run[asset][key]:,.6g}" if key in run[asset] else nothing for run in (first, more, same)) + " |"
         )
 
-    extrapolated, corpus_rows = result["extrapolated"], first["teacher_corpus"]["rows"]
+    cost, corpus_rows = result["extrapolated"], first["teacher_corpus"]["rows"]
     wrote, scored = more["teacher_corpus"], more["labeled_dataset"]
     who = "a fake teacher" if result["teacher"] == "fake" else f"the real teacher (engine {result['teacher']})"
     lines = [
         "# One per cent more ideas",
         "",
         f"`benchmarks/incremental.py`: {result['ideas']:,} ideas, {corpus_rows:,} rows; then {result['ideas_added']} ideas more,",
-        f"written by {who}; then nothing new. {result['cores']} CPU cores.",
-        "The rows of the first run are the recorded ones, imported with their scores; what they would have cost is extrapolated from the",
-        "rate at which the new rows were written and scored.",
+        f"written by {who}; then nothing new.",
+        f"{result['cores']} CPU cores, for which {result['load']:.0f} processes competed.",
+        "The rows of the first run are the recorded ones, imported with their scores. What they would have cost is extrapolated: written",
+        "at the rate of benchmarks/results/teacher_throughput.json, scored at that of this run.",
         "",
         "| | from nothing | with the new ideas | unchanged |",
         "|---|---:|---:|---:|",
@@ -138,9 +142,9 @@ def page(result: dict[str, Any]) -> str:
         f"| rows scored | {corpus_rows:,} (imported) | {scored['scored_rows']:,} | 0 |",
         row("intents, seconds", "intents", "seconds"),
         row("teacher_corpus, seconds", "teacher_corpus", "seconds"),
-        f"| of it: teacher, seconds | {extrapolated['teacher_seconds']:,} (extrapolated) | {wrote['teacher_seconds']:.1f} | 0 |",
+        f"| of it: teacher, seconds | {cost['teacher_seconds']:,} (extrapolated) | {wrote['teacher_seconds']:.1f} | 0 |",
         row("labeled_dataset, seconds", "labeled_dataset", "seconds"),
-        f"| of it: scoring, seconds | {extrapolated['scoring_seconds']:,} (extrapolated) | {scored['scoring_seconds']:.1f} | 0 |",
+        f"| of it: scoring, seconds | {cost['scoring_seconds']:,} (extrapolated) | {scored['scoring_seconds']:.1f} | 0 |",
         "",
     ]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ functions; texts are drawn from the words of the recorded rows, relevance from a
 """
 
 import itertools
-import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,8 @@ from udrl_pipeline.recorded import recorded_rows
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
-from udrl_pipeline.versioning import canonical, code_version, content_hash
+from udrl_pipeline.student.training import SEEN
+from udrl_pipeline.versioning import canonical, code_version, content_hash, files_sha256
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 SAMPLES = 4
@@ -154,8 +155,7 @@ def _generation(folder: Path, base: pd.DataFrame, generation: int) -> None:
     before = workspace.current("student/udrl")
     parents = {dataset.ASSET: data.version} | ({"student/udrl": before.version} if before and generation % 5 else {})
     student = _student(workspace, rows, parents)
-    found = {dataset.ASSET: data.version, corpus.ASSET: made.version, "student/udrl": student.version}
-    _dummy(workspace, "evaluation_report", found, lambda folder: (folder / "report.html").write_text(json.dumps(found), encoding="utf-8"))
+    _report(workspace, {dataset.ASSET: data.version, corpus.ASSET: made.version, "student/udrl": student.version})
 
 
 def _record(
@@ -217,12 +217,21 @@ def _dataset(workspace: Workspace, rows: pd.DataFrame, intents: Version, made: V
 
 
 def _student(workspace: Workspace, rows: pd.DataFrame, parents: dict[str, str]) -> Version:
-    """A student without weights, which has read every training row once."""
+    """A student without weights, which has read every training row once. Like a real one it is named by its files."""
     seen = rows.loc[(rows.split == "train") & (rows.finish_reason == "stop"), ["row_key"]].assign(times=1)
-    return _dummy(workspace, "student/udrl", parents, lambda folder: write_table(seen, folder / "seen.parquet"))
+    made = workspace.scratch_folder("student/udrl", "synthetic")
+    write_table(seen, made / SEEN)
+    (made / "parents.json").write_text(canonical(parents), encoding="utf-8")  # the same rows, read by another student
+    version = content_hash(files_sha256(made))
+    return _dummy(workspace, "student/udrl", version, parents, lambda folder: shutil.copytree(made, folder, dirs_exist_ok=True))
 
 
-def _dummy(workspace: Workspace, asset: str, parents: dict[str, str], write: Callable[[Path], object]) -> Version:
-    return _record(
-        workspace, asset, ("dataset.py",), {}, parents, version=content_hash([asset, parents]), rows=1, facts={}, write=write
-    )  # fmt: skip
+def _report(workspace: Workspace, parents: dict[str, str]) -> Version:
+    def write(folder: Path) -> None:
+        (folder / "report.html").write_text(canonical(parents), encoding="utf-8")
+
+    return _dummy(workspace, "evaluation_report", content_hash(parents), parents, write)
+
+
+def _dummy(workspace: Workspace, asset: str, version: str, parents: dict[str, str], write: Callable[[Path], object]) -> Version:
+    return _record(workspace, asset, ("dataset.py",), {}, parents, version=version, rows=1, facts={}, write=write)
