@@ -132,9 +132,8 @@ def page(result: dict[str, Any]) -> str:
         f"`benchmarks/incremental.py`: {result['ideas']:,} ideas, {corpus_rows:,} rows; then {result['ideas_added']} ideas more,",
         f"written by {who}; then nothing new.",
         f"{result['cores']} CPU cores, for which {result['load']:.0f} processes competed.",
-        "The rows of the first run are the recorded ones, imported with their scores. "
-        "What they would have cost is extrapolated: written at",
-        "the rate of benchmarks/results/teacher_throughput.json, scored at that of this run.",
+        "The rows of the first run are the recorded ones, imported with their scores. What they would have cost is extrapolated: written",
+        "at the rate of benchmarks/results/teacher_throughput.json, scored at that of this run.",
         "",
         "| | from nothing | with the new ideas | unchanged |",
         "|---|---:|---:|---:|",
