@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from conftest import FakeEngine
 from test_audit_impact import put
 from udrl_pipeline import corpus, dataset
+from udrl_pipeline.audit.checkout import checkout
 from udrl_pipeline.audit.forget import Forgetting, forget_intent, forget_row
 from udrl_pipeline.audit.impact import impact_of_intent
 from udrl_pipeline.audit.verify import Fault, verify
@@ -21,6 +22,7 @@ from udrl_pipeline.errors import StoreLocked, StudentError, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import normalise
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.settings import load as load_settings
 from udrl_pipeline.store.tombstones import subject_of
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student.training import SEEN, has_learned_forgotten
@@ -232,3 +234,14 @@ def test_the_command_asks_deletes_and_lists(made: Workspace, store: Made, params
     listed = json.loads(told)
     assert [(stone["number"], stone["reason"], stone["rows"]) for stone in listed["forgotten"]] == [(1, "GDPR", 3)]
     assert listed["train_again"] == [{"asset": "student/udrl", "version": store.udrl}]
+
+
+def test_a_checkout_after_it_is_whole_and_honours_it(made: Workspace, store: Made, tmp_path: Path) -> None:
+    forget_intent(made, IDEA, "its author asked")
+    version = made.find("labeled_dataset", store.dataset)
+    assert version
+    checkout(made, version, tmp_path / "old")
+    there = Workspace(load_settings(tmp_path / "old" / "params.yaml", preset=""))
+    assert verify(there) == []
+    assert there.forgotten() == made.forgotten()
+    assert IDEA.encode() not in everything(there)

@@ -278,7 +278,7 @@ def test_a_wheel_that_is_damaged_is_refused(add_to_wheel: Repack, wheels: Path, 
     "target",
     [
         "", ".", "..", "../own", "/own", "./own", "file:///own", "git+https://nowhere.example/own", "https://nowhere.example/own.whl",
-        "--index-url=https://nowhere.example/own==1", "-rrequirements.txt", "own", "own==1 other==2", "own==1\nother==2", "own==1;x",
+        "--index-url=nowhere/own==1", "-rrequirements.txt", "own", "own==1 other==2", "own==1\nother==2", "own==1;x",
         "own[x]==1", "own @ file:///own", "own==../own", "own==1\0",
     ],
 )  # fmt: skip
