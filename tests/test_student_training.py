@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import FakeEngine
+from conftest import FakeEngine, small_params
 from udrl_pipeline import corpus, dataset
+from udrl_pipeline import settings as settings_module
 from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import QualityError, StudentError
 from udrl_pipeline.intents import asset as intents
@@ -35,8 +37,9 @@ TINY: dict[str, object] = {
     "student.batch_rows": 8,
     "student.epochs": 2.0,
     "student.save_every": 4,
+    "commands.quality_bins": 2,
     "evaluation.sweep_intents": 2,
-    "evaluation.guidance": [1, 2],
+    "evaluation.guidance": [1],
 }
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0}
 
@@ -50,10 +53,23 @@ def labelled(settings: Settings) -> Workspace:
     return workspace
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled dataset's artifacts, made once for all tests of this file."""
+    folder = tmp_path_factory.mktemp("labelled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("udrl_pipeline.corpus.open_engine", lambda *_, **__: FakeEngine())
+        return labelled(settings_module.load(small_params(folder), preset="", overrides=TINY)).folder
+
+
 @pytest.fixture
-def workspace(load: Callable[..., Settings], use_engine: Callable[[FakeEngine], FakeEngine]) -> Workspace:
+def workspace(once: Path, load: Callable[..., Settings], use_engine: Callable[[FakeEngine], FakeEngine]) -> Workspace:
     use_engine(FakeEngine())
-    return labelled(load(TINY))
+    settings = load(TINY)
+    shutil.copytree(once, settings.artifacts_folder)
+    workspace = Workspace(settings)
+    workspace.begin_run()
+    return workspace
 
 
 def test_a_student_is_a_folder_that_plain_transformers_loads(workspace: Workspace) -> None:
@@ -62,7 +78,7 @@ def test_a_student_is_a_folder_that_plain_transformers_loads(workspace: Workspac
     made = training.build(workspace, "udrl")
     folder = workspace.version_folder("student/udrl", made.version)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer("<|task:image|> red fox<|words:8|><|quality:5|><|text|>", return_tensors="pt")
+    prompt = tokenizer("<|task:image|> red fox<|words:8|><|quality:2|><|text|>", return_tensors="pt")
     assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] == prompt.input_ids.shape[1] + 3
     assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".parquet"}
     assert made.parents == {"labeled_dataset": workspace.parents("labeled_dataset")["labeled_dataset"]}
@@ -102,7 +118,7 @@ def test_the_same_seed_trains_the_same_student(workspace: Workspace) -> None:
 def test_a_student_answers_the_same_for_the_same_seed(workspace: Workspace) -> None:
     made = training.build(workspace, "udrl")
     student = Student.load(workspace.version_folder("student/udrl", made.version))
-    commands = [Command("image", "red fox", words, quality) for words in (7, 12) for quality in (1, 5)]
+    commands = [Command("image", "red fox", words, quality) for words in (7, 12) for quality in (1, 2)]
     sampled = {**GREEDY, "temperature": 1.0}
     first = student.generate(commands, **sampled)
     assert [g.text for g in first] == [g.text for g in student.generate(commands, **sampled)]
@@ -115,7 +131,7 @@ def test_a_student_without_commands_leaves_them_out_and_says_so(workspace: Works
     student = Student.load(workspace.version_folder("student/sft", made.version))
     assert (made.facts["best_quality"], made.facts["sweep"], student.commanded) == ({}, {}, False)
     [plain] = student.generate([Command("image", "red fox")], **GREEDY)
-    [commanded] = student.generate([Command("image", "red fox", 9, 5)], **GREEDY)
+    [commanded] = student.generate([Command("image", "red fox", 9, 2)], **GREEDY)
     assert (commanded.text, commanded.command, plain.warnings) == (plain.text, Command("image", "red fox"), ())
     assert commanded.warnings == ("a student of recipe sft was trained without length and quality: both are left out",)
 
