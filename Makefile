@@ -49,10 +49,10 @@ format: $(READY) ## lay the code out
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-recorded: vllm ## let the teacher write all rows that ship with the package anew (an hour and more; resumes)
-	@$(BIN)/udrl run --select intents --select teacher_corpus --select labeled_dataset \
-		--set teacher.recorded=false --set artifacts=artifacts/recorded
-	@$(BIN)/udrl corpus export udrl_pipeline/recorded/rows.parquet --recorded --set artifacts=artifacts/recorded
+recorded: vllm ## make what ships with the package anew: the teacher's rows, and a student trained on them (hours; resumes)
+	@$(BIN)/udrl run --preset recorded --select intents --select teacher_corpus --select labeled_dataset --select student/udrl
+	@$(BIN)/udrl corpus export udrl_pipeline/recorded/rows.parquet --recorded --preset recorded
+	@$(BIN)/udrl record-student udrl_pipeline/recorded/student --preset recorded
 
 example: $(READY) ## play docs/audit.md: a small history, and what the audit commands say of it (some minutes)
 	@$(BIN)/python docs/make_audit.py

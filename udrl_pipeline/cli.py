@@ -121,6 +121,23 @@ def corpus_import(file: Path, **chosen: Any) -> None:
     click.echo(f"{rows:,} new rows from {file}")
 
 
+@main.command("record-student", hidden=True)
+@click.argument("folder", type=PATH)
+@settings_options
+def record_student(folder: Path, **chosen: Any) -> None:
+    """Write the current student/udrl to FOLDER as `init_from: recorded` takes it; for the makers of this package."""
+    from udrl_pipeline.audit.book import Book
+    from udrl_pipeline.store.workspace import Workspace
+    from udrl_pipeline.student import recorded
+
+    workspace = Workspace(read_settings(**chosen))
+    made = workspace.find("student/udrl", workspace.parents("student/udrl")["student/udrl"])
+    assert made is not None, "it is the current one"
+    recorded.export(workspace, made, Book(workspace).ancestors(made), folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    click.echo(f"student/udrl {made.version} in {folder} ({made.facts['parameters'] / 1e6:.1f}M parameters, {size / 1e6:.1f} MB)")
+
+
 @main.command()
 @click.argument("ideas", nargs=-1, metavar="[IDEA]...")
 @click.option("--input", "source", type=PATH, metavar="FILE", help="CSV, JSONL or Parquet with a column intent (and task).")

@@ -179,7 +179,7 @@ class PruneSettings(_Settings):
 
 
 class StudentSettings(_Settings):
-    init_from: str = Field("pruned-teacher", description="scratch | pruned-teacher | previous | path:folder | hf:org/name@rev")
+    init_from: str = Field("pruned-teacher", description="scratch | pruned-teacher | recorded | previous | path:folder | hf:org/name@rev")
     scratch: ScratchSettings = ScratchSettings()
     prune: PruneSettings = PruneSettings()
     seed: int = Field(11, description="Seed of initialisation, order and dropout")

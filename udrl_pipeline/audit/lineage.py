@@ -12,6 +12,7 @@ from udrl_pipeline.audit.impact import Touched, touched_by
 from udrl_pipeline.audit.rows import places, set_aside
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student import recorded
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def origin(version: Version) -> dict[str, Any]:
         return {"built-in ideas": version.params["builtin"], "files": version.params["sources"]}
     if version.asset == corpus.ASSET:
         return {"teacher": version.params["source"], "templates": version.params["templates"]}
+    if version.asset == recorded.ASSET:
+        return {"trained elsewhere on": {ancestor["asset"]: ancestor["version"] for ancestor in version.facts["ancestors"]}}
     return {}
 
 

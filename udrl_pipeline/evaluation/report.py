@@ -15,6 +15,7 @@ from udrl_pipeline.evaluation.metrics import METRICS
 from udrl_pipeline.evaluation.page import render
 from udrl_pipeline.evaluation.run import Evaluation, evaluate_students
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student import recorded
 from udrl_pipeline.student.training import STUDENTS
 from udrl_pipeline.versioning import code_version, content_hash
 
@@ -43,7 +44,8 @@ def current_students(workspace: Workspace) -> dict[str, Version]:
     """
     with workspace.database.reader() as connection:
         found = connection.execute("SELECT DISTINCT asset FROM versions WHERE starts_with(asset, ?) ORDER BY asset", [STUDENTS]).fetchall()
-    students = {asset.removeprefix(STUDENTS): version for (asset,) in found if (version := workspace.current(asset))}
+    names = [asset for (asset,) in found if asset != recorded.ASSET]  # that one is a start, not a student of these rows
+    students = {asset.removeprefix(STUDENTS): version for asset in names if (version := workspace.current(asset))}
     if not students:
         raise UdrlError("there is no student yet", where=str(workspace.folder), remedy="train one: `udrl run --select student/udrl`")
     return dict(sorted(students.items(), key=lambda item: (item[0] != "udrl", item[0])))

@@ -1,4 +1,4 @@
-"""Where a student starts: `scratch`, a depth- and vocabulary-pruned teacher, or a checkpoint. All end with the same tokens."""
+"""Where a student starts: `scratch`, a depth- and vocabulary-pruned teacher, the recorded one, or a checkpoint. All get the same tokens."""
 
 import math
 import re
@@ -11,6 +11,7 @@ from udrl_pipeline.commands import CommandSpace
 from udrl_pipeline.errors import ModelError, StudentError
 from udrl_pipeline.models import resolve
 from udrl_pipeline.settings import ModelRef, Settings
+from udrl_pipeline.student import recorded
 from udrl_pipeline.student.vocabulary import add_control_tokens, cut, train_bpe
 
 #: The number at which a command's embeddings have run through half a wave.
@@ -41,6 +42,8 @@ def initialise(settings: Settings, space: CommandSpace, texts: Sequence[str]) ->
         return _scratch(settings, space, texts)
     if kind == "pruned-teacher":
         return _pruned(settings, space, texts)
+    if kind == "recorded":
+        return from_folder(recorded.student_folder(), space, {"init_from": kind, "version": recorded.manifest()["version"]})
     return from_folder(resolve(ModelRef(ref=kind), settings).folder, space, {"init_from": kind})
 
 

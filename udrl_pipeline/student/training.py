@@ -23,6 +23,7 @@ from udrl_pipeline.settings import ModelRef, Settings
 from udrl_pipeline.store.database import typed_errors
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student import recorded
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.initialise import Start, from_folder, initialise
 from udrl_pipeline.student.recipes import RECIPES, Recipe
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = (
     "commands.py", "student/training.py", "student/sequences.py", "student/initialise.py", "student/vocabulary.py",
-    "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py",
+    "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py", "student/recorded.py",
 )  # fmt: skip
 #: How the names of the assets begin that are students.
 STUDENTS = "student/"
@@ -73,6 +74,8 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
         previous = _sampled_student(workspace, data) if explored else _warm_start(workspace, asset, code, params, rows)
         if previous:
             parents |= {previous.asset: previous.version}
+        elif settings.student.init_from == "recorded":
+            parents |= {recorded.ASSET: recorded.adopt(workspace, rows).version}
         scratch = workspace.scratch_folder(asset, fingerprint)
         with typed_errors(scratch):
             facts, work = _train(workspace, recipe, rows, data.facts["edges"], previous, scratch)
@@ -113,6 +116,8 @@ def _params(settings: Settings, recipe: Recipe) -> dict[str, Any]:
         start = digest_of(settings.teacher.model, settings)
     elif kind in ("scratch", "previous"):
         start = kind
+    elif kind == "recorded":
+        start = recorded.manifest()["version"]
     else:
         start = digest_of(ModelRef(ref=kind), settings)
     return {
