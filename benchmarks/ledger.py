@@ -9,6 +9,7 @@ the median counts. Prints a table; writes JSON, and the table beside it as Markd
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -47,7 +48,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.artifacts or Path(temporary)).absolute()
-        synthetic.make(folder, arguments.rows, arguments.versions // len(synthetic.ASSETS), arguments.generations)
+        # in a process of its own: the peak memory of a child is at least what its parent held when it was started
+        making = multiprocessing.get_context("spawn").Process(
+            target=synthetic.make, args=(folder, arguments.rows, arguments.versions // len(synthetic.ASSETS), arguments.generations)
+        )
+        making.start()
+        making.join()
+        if making.exitcode:
+            sys.exit(making.exitcode)
         if arguments.generations is None:
             measure_all(folder, arguments)
 
