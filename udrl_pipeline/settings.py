@@ -26,6 +26,8 @@ CRON_RANGES = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 
 Share = Annotated[float, Field(ge=0, le=1)]
 #: Also a file's name, a token and a part of a plot's id, so it holds nothing that means something there.
 TaskName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,30}$")]
+#: What the gate can look at: figures that the report compares two students by, higher being better.
+GateMeasure = Literal["reward", "relevance", "spread", "distinct_2", "retrieval", "finished"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -256,6 +258,25 @@ class EvaluationSettings(_Settings):
         return self.model_dump(include={"temperature", "top_p", "min_p", "repetition_penalty", "seed"})
 
 
+class PromotionSettings(_Settings):
+    """When a new student takes the place of the one in use: where the whole 95% interval of each measure, as a share of the mean
+    of the one in use, lies above 1 - `margin`."""
+
+    margin: float = Field(
+        0.02, ge=0, le=1, description="Share of the mean of the student in use that a new one may lose and still count as not worse"
+    )
+    measures: tuple[GateMeasure, ...] = Field(
+        ("reward", "relevance", "spread", "finished"), min_length=1, description="Figures of the report that must not be worse"
+    )
+
+    @field_validator("measures")
+    @classmethod
+    def _once_each(cls, measures: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(measures)) < len(measures):
+            raise ValueError("names a measure twice")
+        return measures
+
+
 class Settings(_Settings):
     artifacts: str = Field("artifacts", description="Folder of versions, DuckDB file and caches, relative to params.yaml")
     intents: IntentsSettings = IntentsSettings()
@@ -267,6 +288,7 @@ class Settings(_Settings):
     student: StudentSettings = StudentSettings()
     rounds: RoundsSettings = RoundsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    promotion: PromotionSettings = PromotionSettings()
     schedule: str = Field("0 3 * * *", description="Cron of the retraining schedule (UTC); the schedule is off by default")
 
     @field_validator("schedule")

@@ -35,7 +35,7 @@ class Book:
 
     def parents(self, version: Version) -> list[Version]:
         """What a version was made from, as far as the ledger knows it."""
-        return [self.versions[key] for key in version.parents.items() if key in self.versions]
+        return [self.versions[key] for key in version.made_from if key in self.versions]
 
     def children(self, version: Version) -> list[Version]:
         """What was made directly from a version, in any of its makings; the oldest first."""
@@ -67,7 +67,7 @@ class Book:
     def _children(self) -> dict[Key, dict[Key, None]]:
         children: dict[Key, dict[Key, None]] = {}
         for made in self.makings:
-            for parent in made.parents.items():
+            for parent in made.made_from:
                 children.setdefault(parent, {})[made.asset, made.version] = None
         return children
 

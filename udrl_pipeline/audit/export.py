@@ -52,7 +52,7 @@ def as_openlineage(workspace: Workspace, namespace: str) -> list[str]:
             producer=PRODUCER,
             run=Run(str(uuid.uuid5(RUNS, f"{made.run_id} {made.asset} {place}")), {"parent": parent}),
             job=Job(namespace, made.asset, where),
-            inputs=[InputDataset(namespace, asset, facets=version_facet(version)) for asset, version in sorted(_inputs(made).items())],
+            inputs=[InputDataset(namespace, asset, facets=version_facet(version)) for asset, version in _inputs(made)],
             outputs=[OutputDataset(namespace, made.asset, counted, facets=facets(made))] if passed else [],
         )
         lines.append(Serde.to_json(event))
@@ -64,9 +64,9 @@ def _assertion(kind: Any, expected: Expected) -> Any:
     return kind(assertion=expected.name, success=expected.passed, severity=severity, actual=json.dumps(expected.observed))
 
 
-def _inputs(made: Version) -> dict[str, str]:
+def _inputs(made: Version) -> list[tuple[str, str]]:
     """What a version was made from; for a corpus also the teacher, by its digest."""
-    return made.parents | ({"teacher": made.params["source"]} if made.asset == corpus.ASSET else {})
+    return sorted([*made.made_from, *([("teacher", made.params["source"])] if made.asset == corpus.ASSET else [])])
 
 
 def _run_uuid(run_id: str) -> str:
@@ -77,7 +77,8 @@ def _run_uuid(run_id: str) -> str:
 
 
 def as_json(workspace: Workspace) -> dict[str, Any]:
-    """Everything that the ledger holds, but no row of text: runs, versions with their parents and checks, tombstones."""
+    """Everything that the ledger holds, but no row of text: runs, versions with their parents and checks,
+    tombstones, promotions."""
     book = Book(workspace)
     with workspace.database.reader() as connection:
         found = connection.execute("SELECT * FROM runs ORDER BY rowid")
@@ -100,7 +101,8 @@ def as_json(workspace: Workspace) -> dict[str, Any]:
         }
         for s in workspace.tombstones()
     ]
-    return {"runs": runs, "versions": versions, "tombstones": stones}
+    promotions = [entry.as_dict() for entry in workspace.promotions()]
+    return {"runs": runs, "versions": versions, "tombstones": stones, "promotions": promotions}
 
 
 def _check(expected: Expected) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from udrl_pipeline.audit.rows import INTENTS
 from udrl_pipeline.errors import CorruptArtifact
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import content_of as content_of_intents
-from udrl_pipeline.store import tombstones
+from udrl_pipeline.store import promotions, tombstones
 from udrl_pipeline.store.seals import chain
 from udrl_pipeline.store.tables import ROWS, holdings
 from udrl_pipeline.store.tombstones import Tombstone
@@ -79,7 +79,7 @@ def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: 
     for name, value in entered.items():
         if canonical(manifest.get(name)) != canonical(value):
             yield f"the manifest's {name} {'are' if name.endswith('s') else 'is'} not the ledger's"
-    for parent in version.parents.items():
+    for parent in version.made_from:
         if parent not in book.versions:
             yield f"its parent {parent[0]} {parent[1]} is not in the ledger"
     with workspace.database.reader() as connection:
@@ -128,8 +128,9 @@ def _ledger(workspace: Workspace) -> Iterator[Fault]:
             sealed = True
             if row.seal != row.expected:
                 yield Fault(row.asset, row.version, "its row in the ledger, or the one before it, was edited, removed or slipped in")
-        for number in tombstones.edited(connection):
-            yield Fault("tombstones", str(number), "its row in the ledger, or the one before it, was edited, removed or slipped in")
+        for table, edited in (("tombstones", tombstones.edited), ("promotions", promotions.edited)):
+            for number in edited(connection):
+                yield Fault(table, str(number), "its row in the ledger, or the one before it, was edited, removed or slipped in")
 
 
 def _orphans(workspace: Workspace, known: list[Version]) -> Iterator[Fault]:

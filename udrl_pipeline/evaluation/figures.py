@@ -113,8 +113,8 @@ def _mean(values: list[float | int]) -> float:
 
 
 def comparison(system: SystemTexts, base: SystemTexts, grid: Grid, bootstrap: Bootstrap) -> dict[str, dict[str, Interval]]:
-    """A system against another on the same intents, by scope: ratios of relevance, reward, spread and distinct-2, and the
-    difference in information (nats per intent token, which may be negative, so a ratio would mislead)."""
+    """A system against another on the same intents, by scope: ratios of relevance, reward, spread, distinct-2 and the share of
+    finished texts, and the difference in information (nats per intent token, which may be negative, so a ratio would mislead)."""
     scopes = {task: [number] for number, task in enumerate(grid.tasks)} | {MEAN: list(range(len(grid.tasks)))}
     compared: dict[str, dict[str, Interval]] = {}
     for scope, tasks in scopes.items():
@@ -124,6 +124,7 @@ def comparison(system: SystemTexts, base: SystemTexts, grid: Grid, bootstrap: Bo
             "spread": bootstrap.spread_ratio(system.distances[tasks], base.distances[tasks]),
             "distinct_2": bootstrap.distinct_ratio([system.texts[t] for t in tasks], [base.texts[t] for t in tasks], 2),
         }
+        found["finished"] = bootstrap.ratio(system.columns["finished"][:, tasks], base.columns["finished"][:, tasks])
         if "retrieval" in system.columns and "retrieval" in base.columns:
             found["retrieval"] = bootstrap.ratio(system.columns["retrieval"][:, tasks], base.columns["retrieval"][:, tasks])
         if "information" in system.columns and "information" in base.columns:

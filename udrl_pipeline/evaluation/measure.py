@@ -72,13 +72,20 @@ def teacher_samples(held: HeldOut) -> pd.DataFrame:
 
 
 def student_samples(
-    name: str, generate: Generate, space: CommandSpace, commanded: bool, held: HeldOut, settings: EvaluationSettings
+    name: str,
+    generate: Generate,
+    space: CommandSpace,
+    commanded: bool,
+    held: HeldOut,
+    settings: EvaluationSettings,
+    calibrated: bool = True,
 ) -> pd.DataFrame:
     """A student's texts. A commanded one is asked at its best quality without a length, uncommanded, and for both calibrations.
 
     Args:
         generate: Commands in, texts out, in order.
         commanded: Whether the student was trained to obey length and quality.
+        calibrated: Otherwise a commanded student, too, is only asked at its best quality.
     """
     wanted: list[tuple[str, Part, pd.Series, Command]] = []
     for task in [task for task in space.tasks if task in set(held.rows.task)]:
@@ -87,17 +94,14 @@ def student_samples(
             for _, row in held.first(task, count).iterrows():
                 wanted.append((system, part, row, Command(task, row.intent, length, quality)))
 
-        if commanded:
-            best = space.best[task]
-            ask(name, "compare", settings.intents, None, best)
+        ask(name, "compare", settings.intents, None, best := space.best[task] if commanded else None)
+        if commanded and calibrated:
             ask(f"{name}_uncommanded", "compare", settings.intents, None, None)
             for quality in range(1, space.quality_bins + 1):
                 if quality != best:
                     ask(name, "quality", settings.quality_intents, None, quality)
             for length in settings.lengths:
                 ask(name, "length", settings.length_intents, length, best)
-        else:
-            ask(name, "compare", settings.intents, None, None)
     texts = generate([command for *_, command in wanted])
     rows = [
         (
@@ -107,7 +111,7 @@ def student_samples(
         for (system, part, row, command), text in zip(wanted, texts, strict=True)
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    if commanded:  # the texts at the best quality serve in the calibration too
+    if commanded and calibrated:  # the texts at the best quality serve in the calibration too
         best_texts = frame[(frame.system == name) & (frame.part == "compare")]
         best_texts = best_texts.groupby("task", sort=False).head(settings.quality_intents)
         frame = pd.concat([frame, best_texts.assign(part="quality")], ignore_index=True)

@@ -14,7 +14,7 @@ from udrl_pipeline.evaluation import plots
 from udrl_pipeline.evaluation.figures import MEAN
 from udrl_pipeline.evaluation.run import Evaluation
 from udrl_pipeline.evaluation.systems import teacher_name
-from udrl_pipeline.store.workspace import PACKAGES, Version, Workspace, git_state
+from udrl_pipeline.store.workspace import PACKAGES, Version, Workspace, asset_of, git_state
 
 #: Intents per task whose texts are shown.
 SHOWN_INTENTS = 8
@@ -168,7 +168,7 @@ def _card(label: str, row: Mapping[Any, Any], kind: str) -> dict[str, Any]:
 def lineage(workspace: Workspace, parents: Mapping[str, str]) -> Iterable[tuple[int, Version]]:
     """Every version that the report stands on, each once, nearest first: (steps away, version)."""
     seen: set[tuple[str, str]] = set()
-    waiting = [(1, asset, version) for asset, version in parents.items()]
+    waiting = [(1, asset_of(name), version) for name, version in parents.items()]
     while waiting:
         steps, asset, version = waiting.pop(0)
         if (asset, version) in seen:
@@ -176,7 +176,7 @@ def lineage(workspace: Workspace, parents: Mapping[str, str]) -> Iterable[tuple[
         seen.add((asset, version))
         if found := workspace.find(asset, version):
             yield steps, found
-            waiting += [(steps + 1, *parent) for parent in found.parents.items()]
+            waiting += [(steps + 1, *parent) for parent in found.made_from]
 
 
 def _by_claim(claims: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[Mapping[str, Any]]]]:

@@ -7,15 +7,19 @@ content hash counts the inputs, the texts and the figures; times and what follow
 import json
 import logging
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from udrl_pipeline import corpus, dataset
 from udrl_pipeline.errors import SettingsError, UdrlError
+from udrl_pipeline.evaluation import gate
 from udrl_pipeline.evaluation.metrics import METRICS
 from udrl_pipeline.evaluation.page import render
 from udrl_pipeline.evaluation.run import Evaluation, evaluate_students
-from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.store.workspace import Version, Workspace, in_role
 from udrl_pipeline.student import recorded
+from udrl_pipeline.student.channel import promoted, unusable
 from udrl_pipeline.student.training import STUDENTS
 from udrl_pipeline.versioning import code_version, content_hash
 
@@ -27,7 +31,7 @@ SOURCES = (
         f"evaluation/{name}"
         for name in (
             "report.py", "run.py", "systems.py", "held_out.py", "measure.py", "figures.py", "calibration.py", "statistics.py",
-            "judges.py", "rubric.py", "rounds.py", "latency.py", "claims.py", "headline.py", "plots.py", "page.py", "report.html.j2",
+            "judges.py", "rubric.py", "gate.py", "rounds.py", "latency.py", "claims.py", "headline.py", "plots.py", "page.py", "report.html.j2",
             "metrics/__init__.py",
         )
     ),
@@ -62,7 +66,7 @@ def build(workspace: Workspace) -> Version:
     started, settings = time.monotonic(), workspace.settings
     students = current_students(workspace)
     _check_names(students, [comparator.name for comparator in settings.evaluation.comparators])
-    params = {
+    params: dict[str, Any] = {
         "evaluation": settings.evaluation.model_dump(mode="json"),
         "rewards": settings.rewards.model_dump(mode="json"),
         "teacher": settings.teacher.model_dump(
@@ -70,12 +74,19 @@ def build(workspace: Workspace) -> Version:
         ),
     }
     code = code_version(SOURCES)
-    parents = workspace.parents(dataset.ASSET, corpus.ASSET) | {version.asset: version.version for version in students.values()}
+    newest = workspace.parents(dataset.ASSET, corpus.ASSET) | {version.asset: version.version for version in students.values()}
+
+    def inputs(in_use: Mapping[str, Version]) -> tuple[dict[str, Any], dict[str, str]]:
+        gated = {"promotion": settings.promotion.model_dump(mode="json")} if in_use else {}
+        return params | gated, newest | {in_role(version.asset, gate.ROLE): version.version for version in in_use.values()}
+
+    in_use = _in_use(workspace, students, lambda known: workspace.fingerprint(ASSET, code, *inputs(known)))
+    params, parents = inputs(in_use)
     fingerprint = workspace.fingerprint(ASSET, code, params, parents)
     with workspace.lock(ASSET):
         if made := workspace.reuse(ASSET, fingerprint):
             return made
-        evaluation = evaluate_students(workspace, parents, students)
+        evaluation = evaluate_students(workspace, parents, students, in_use)
         version = content_hash({"inputs": fingerprint, "content": evaluation.content()})
         html = render(workspace, evaluation, version=version, parents=parents, params=params, code=code)
         logger.info("report: %s", workspace.version_folder(ASSET, version) / "report.html")
@@ -94,8 +105,30 @@ def build(workspace: Workspace) -> Version:
         )
 
 
+def _in_use(
+    workspace: Workspace, students: Mapping[str, Version], fingerprint_of: Callable[[Mapping[str, Version]], str]
+) -> dict[str, Version]:
+    """The students in use that newer ones are to be compared with, by recipe.
+
+    A student that has been promoted has taken the place of the one that its report compares it with. That report stays: it is
+    looked for among those that compare all that is to be compared, and perhaps more.
+    """
+    found = {recipe: promoted(workspace, student.asset) for recipe, student in students.items()}
+    due = {
+        recipe: version
+        for recipe, version in found.items()
+        if version and version.version != students[recipe].version and not unusable(workspace, version)
+    }
+    for made in workspace.makings(ASSET):
+        names = {recipe: made.parents.get(in_role(student.asset, gate.ROLE)) for recipe, student in students.items()}
+        known = {recipe: version for recipe, name in names.items() if name and (version := workspace.find(students[recipe].asset, name))}
+        if due.items() <= known.items() and made.fingerprint == fingerprint_of(known) and workspace.is_there(ASSET, made.version):
+            return known
+    return due
+
+
 def _check_names(students: dict[str, Version], comparators: list[str]) -> None:
-    taken = {*students, *(f"{recipe}_uncommanded" for recipe in students)}
+    taken = {*students, *(f"{recipe}_uncommanded" for recipe in students), *map(gate.key_of, students)}
     if wrong := sorted(taken.intersection(comparators)):
         raise SettingsError(
             f"the name {wrong[0]!r} is a student's", where="params.yaml: evaluation.comparators", remedy="give it another name"

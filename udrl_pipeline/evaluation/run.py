@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import pandas as pd
 
 from udrl_pipeline import exploration
 from udrl_pipeline.commands import CommandSpace
-from udrl_pipeline.evaluation import calibration, measure
+from udrl_pipeline.evaluation import calibration, gate, measure
 from udrl_pipeline.evaluation.claims import Base, judge_claims
 from udrl_pipeline.evaluation.figures import MEAN, Grid, SystemTexts, comparison, lay_out, system_figures
 from udrl_pipeline.evaluation.headline import headline
@@ -25,6 +25,7 @@ from udrl_pipeline.evaluation.statistics import Bootstrap, Interval, median, rat
 from udrl_pipeline.evaluation.systems import (
     Progress,
     ask_comparator,
+    ask_promoted,
     ask_student,
     judge,
     judge_by_rubric,
@@ -46,7 +47,7 @@ from udrl_pipeline.versioning import content_hash
 logger = logging.getLogger(__name__)
 
 #: The parts of the metrics that depend on the inputs alone; the others hold times and what follows from them.
-REPEATABLE = ("intents", "against", "choice", "quality", "length", "agreement", "teacher_length", "sizes")
+REPEATABLE = ("intents", "against", "choice", "quality", "length", "agreement", "teacher_length", "sizes", "promotion")
 NO_TEXTS = "it has no text on these intents"
 
 
@@ -79,12 +80,15 @@ class Evaluation:
         return content_hash({"texts": measure.texts_hash(self.samples), "figures": figures, "metrics": repeatable})
 
 
-def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: Mapping[str, Version]) -> Evaluation:
+def evaluate_students(
+    workspace: Workspace, parents: dict[str, str], versions: Mapping[str, Version], in_use: Mapping[str, Version]
+) -> Evaluation:
     """Evaluate every student beside the teacher and the comparators of params.yaml.
 
     Args:
         parents: The versions of the corpus and the dataset.
-        versions: The students, by recipe.
+        versions: The newest students, by recipe.
+        in_use: The students that some of them are to replace, by recipe.
 
     Raises:
         UdrlError: The teacher has no held-out answers, a parent is damaged, or a student cannot be loaded. A comparator or a
@@ -94,7 +98,7 @@ def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: M
     held = held_out(workspace, parents, options.intents)
     students = load_students(workspace, versions)
     main = next((recipe for recipe, student in students.items() if student.commanded), next(iter(students)))
-    samples, vectors = _ask_and_score(done, workspace, parents, versions, students, held)
+    samples, vectors = _ask_and_score(done, workspace, parents, versions, in_use, students, held)
     with done.phase("statistics"):
         grid = Grid.of(held.rows)
         bootstrap = Bootstrap(len(grid.intents), options.bootstrap, options.seed)
@@ -104,7 +108,7 @@ def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: M
             for system in done.systems
         ]
         figures = {key: system_figures(of_system, grid, vectors, bootstrap) for key, of_system in texts.items()}
-        compared = _compare(texts, grid, bootstrap, [comparator.name for comparator in options.comparators], main)
+        compared = _compare(texts, grid, bootstrap, [comparator.name for comparator in options.comparators], main, in_use)
         metrics: dict[str, Any] = {
             "intents": {task: len(held.first(task, options.intents)) for task in grid.tasks},
             "systems": {system.key: _described(system, figures) for system in done.systems},
@@ -117,6 +121,7 @@ def evaluate_students(workspace: Workspace, parents: dict[str, str], versions: M
                 for recipe, student in students.items()
                 if student.commanded
             },
+            "promotion": {recipe: _verdict(recipe, version, versions, compared, done, settings) for recipe, version in in_use.items()},
             "rounds": rounds(workspace, versions),
             "quality": _calibrate(samples, "quality", students, partial(calibration.quality, grid=grid, bootstrap=bootstrap)),
             "length": _calibrate(samples, "length", students, partial(calibration.length, grid=grid, bootstrap=bootstrap)),
@@ -148,6 +153,7 @@ def _ask_and_score(
     workspace: Workspace,
     parents: dict[str, str],
     versions: Mapping[str, Version],
+    in_use: Mapping[str, Version],
     students: Mapping[str, Student],
     held: HeldOut,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -159,6 +165,9 @@ def _ask_and_score(
     for recipe, student in students.items():
         with done.phase(f"texts of {recipe}"):
             ask_student(done, workspace, student, versions[recipe], held, parents)
+    for recipe, version in in_use.items():
+        with done.phase(f"texts of {recipe} in use"):
+            ask_promoted(done, workspace, recipe, version, held)
     for comparator in settings.evaluation.comparators:
         with done.phase(f"texts of {comparator.name}"):
             ask_comparator(done, comparator, held, timed, workspace)
@@ -184,22 +193,43 @@ def _described(system: System, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compare(
-    texts: Mapping[str, SystemTexts], grid: Grid, bootstrap: Bootstrap, comparators: Sequence[str], main: str
+    texts: Mapping[str, SystemTexts], grid: Grid, bootstrap: Bootstrap, comparators: Sequence[str], main: str, in_use: Iterable[str]
 ) -> dict[str, dict[str, dict[str, dict[str, Interval]]]]:
     """Every student against the teacher, its kept rows and each comparator, and the main one against every other student too;
-    a student of rounds against the main one, from which it came; every comparator against the teacher."""
+    a student of rounds against the main one, from which it came; a new student against the one in use; every comparator against
+    the teacher."""
     given = ["teacher", "teacher_kept", *comparators]
-    students = [key for key in texts if key not in given]
+    replaced = {recipe: gate.key_of(recipe) for recipe in in_use}
+    students = [key for key in texts if key not in given and key not in replaced.values()]
     bases = {key: ["teacher"] if key in comparators else given for key in [*students, *comparators]}
     bases[main] = [*given, *(key for key in students if key != main)]
     for key in students:
         if key != main and key in RECIPES and RECIPES[key].data == exploration.ASSET:
             bases[key] = [*given, main]
+    for recipe, key in replaced.items():
+        bases[recipe] = [*bases[recipe], key]
     return {
         key: {base: comparison(texts[key], texts[base], grid, bootstrap) for base in bases[key] if base in texts and base != key}
         for key in texts
         if key in bases
     }
+
+
+def _verdict(
+    recipe: str,
+    in_use: Version,
+    versions: Mapping[str, Version],
+    compared: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Interval]]]],
+    done: Progress,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Whether the newest student of a recipe is worse than the one in use."""
+    key = gate.key_of(recipe)
+    ratios = compared.get(recipe, {}).get(key, {}).get(MEAN, {})
+    verdict = gate.judge(_as_dicts(ratios), settings.promotion).as_dict()
+    if reason := next((system.reason for system in done.systems if system.key == key), ""):
+        verdict["reason"] = f"the student in use could not be measured: {reason}"
+    return {"candidate": versions[recipe].version, "in_use": in_use.version, "margin": settings.promotion.margin, **verdict}
 
 
 def _calibrate(

@@ -15,7 +15,7 @@ import pandas as pd
 from udrl_pipeline import dataset
 from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import UdrlError
-from udrl_pipeline.evaluation import measure, rubric
+from udrl_pipeline.evaluation import gate, measure, rubric
 from udrl_pipeline.evaluation.held_out import HeldOut
 from udrl_pipeline.evaluation.judges import TeacherJudge
 from udrl_pipeline.evaluation.latency import Latency, size, time_requests
@@ -105,6 +105,22 @@ def ask_student(
         done.systems.append(System(f"{recipe}_uncommanded", f"{recipe}, uncommanded", "student", f"given the task alone; {trained_on}"))
     else:
         done.systems.append(System(recipe, recipe, "student", f"given the task alone; {trained_on}"))
+
+
+def ask_promoted(done: Progress, workspace: Workspace, recipe: str, version: Version, held: HeldOut) -> None:
+    """Texts of the student in use, for the comparison alone; one that cannot be loaded is not measured."""
+    key, options = gate.key_of(recipe), workspace.settings.evaluation
+    label = f"{recipe}, in use ({version.version[:8]})"
+    how = f"{version.asset} {version.version}, which is in use, asked as its newest fellow is"
+    try:
+        student = load_students(workspace, {recipe: version})[recipe]
+    except UdrlError as error:
+        logger.warning("%s %s is not measured: %s", version.asset, version.version, error)
+        done.systems.append(System(key, label, "student", how, " ".join(str(error).split()), error.what))
+        return
+    generate = partial(student.generate, **options.sampling)
+    done.samples.append(measure.student_samples(key, generate, student.space, student.commanded, held, options, calibrated=False))
+    done.systems.append(System(key, label, "student", how))
 
 
 def ask_comparator(done: Progress, comparator: LlmComparator, held: HeldOut, timed: pd.DataFrame, workspace: Workspace) -> None:

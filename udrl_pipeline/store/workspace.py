@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 
 from udrl_pipeline.errors import CorruptArtifact, StoreLocked, UdrlError
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store import tombstones
+from udrl_pipeline.store import promotions, tombstones
 from udrl_pipeline.store.database import Database, typed_errors
+from udrl_pipeline.store.promotions import Promotion
 from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
 from udrl_pipeline.store.tables import holdings
 from udrl_pipeline.store.tombstones import Forgotten, Tombstone
@@ -58,11 +59,27 @@ class Version:
     facts: dict[str, Any]
     #: the sha256 of each of its files
     files: dict[str, str] = field(default_factory=dict)
+    #: the version of each asset that it was made from; a second one of the same asset stands under `ASSET (ROLE)`
     parents: dict[str, str] = field(default_factory=dict)
     #: whether this very call made it, and what that took; a version that was already there took nothing
     made_now: bool = False
     seconds: float = 0.0
     work: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def made_from(self) -> list[tuple[str, str]]:
+        """The versions that it was made from, each as (asset, version), whatever their role."""
+        return list(dict.fromkeys((asset_of(name), version) for name, version in self.parents.items()))
+
+
+def in_role(asset: str, role: str) -> str:
+    """The name under which a second version of an asset stands among the parents."""
+    return f"{asset} ({role})"
+
+
+def asset_of(parent: str) -> str:
+    """The asset of a name among the parents."""
+    return parent.partition(" (")[0]
 
 
 @dataclass(frozen=True)
@@ -160,6 +177,14 @@ class Workspace:
     def find(self, asset: str, version: str) -> Version | None:
         return self._one("asset = ? AND version = ?", [asset, version])
 
+    def makings(self, asset: str) -> list[Version]:
+        """Every making of an asset that passed its checks, the newest first."""
+        return self._read("asset = ? AND verdict = 'PASS'", [asset])[::-1]
+
+    def is_there(self, asset: str, version: str) -> bool:
+        """Whether the files of a version are there; `check_files` looks into them."""
+        return (self.version_folder(asset, version) / "manifest.json").exists()
+
     def reuse(self, asset: str, fingerprint: str) -> Version | None:
         """The version that these very inputs have made before, made current again; None if they made none.
 
@@ -167,7 +192,7 @@ class Workspace:
             CorruptArtifact: Its folder no longer holds what its manifest says.
         """
         made = self._one("asset = ? AND fingerprint = ? AND verdict = 'PASS'", [asset, fingerprint])
-        if made is None or not (self.version_folder(asset, made.version) / "manifest.json").exists():
+        if made is None or not self.is_there(asset, made.version):
             return None
         self.check_files(asset, made.version)
         current = self.current(asset)
@@ -329,6 +354,11 @@ class Workspace:
         """What was taken out for good, the oldest first."""
         with self.database.reader() as connection:
             return tombstones.read(connection)
+
+    def promotions(self) -> list[Promotion]:
+        """Every decision about which student is in use, the oldest first."""
+        with self.database.reader() as connection:
+            return promotions.read(connection)
 
     def forgotten(self) -> Forgotten:
         """What no run may make or take in again."""
