@@ -8,11 +8,12 @@ from assets.evaluation_report import evaluation_report
 from assets.explored_rows import explored_rows
 from assets.intents import intents
 from assets.labeled_dataset import labeled_dataset
+from assets.promotion import promotion
 from assets.store import Store
 from assets.student import students
 from assets.teacher_corpus import teacher_corpus
 
-assets = [intents, teacher_corpus, labeled_dataset, *students, explored_rows, evaluation_report]
+assets = [intents, teacher_corpus, labeled_dataset, *students, explored_rows, evaluation_report, promotion]
 
 defs = dg.Definitions(
     assets=assets,

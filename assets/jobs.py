@@ -1,7 +1,6 @@
 """The usual work as jobs, and the daily retraining, which skips a day with nothing new."""
 
 from collections.abc import Callable
-from functools import partial
 
 import dagster as dg
 
@@ -9,34 +8,25 @@ from assets.evaluation_report import evaluation_report
 from assets.explored_rows import explored_rows
 from assets.intents import intents
 from assets.labeled_dataset import labeled_dataset
+from assets.promotion import promotion
 from assets.store import Store
 from assets.student import students
 from assets.teacher_corpus import teacher_corpus
-from udrl_pipeline import corpus, dataset
+from udrl_pipeline import steps
 from udrl_pipeline.audit.pending import pending
-from udrl_pipeline.evaluation import report
-from udrl_pipeline.intents import asset as intents_asset
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student import training
-from udrl_pipeline.student.recipes import RECIPES
 
 DATA = [intents, teacher_corpus, labeled_dataset]
 #: What `udrl run` makes unless it is told otherwise. The report also shows the other students that exist.
-DEFAULT = [*DATA, students[0], evaluation_report]
+DEFAULT = [*DATA, students[0], evaluation_report, promotion]
 #: The same, as what the library does for each.
-BUILDS: list[Callable[[Workspace], Version]] = [
-    intents_asset.build,
-    corpus.build,
-    dataset.build,
-    partial(training.build, recipe_name=next(iter(RECIPES))),
-    report.build,
-]
+BUILDS: list[Callable[[Workspace], Version]] = [steps.BUILDS[name] for name in steps.DEFAULT]
 
 refresh_data = dg.define_asset_job("refresh_data", DATA, description="Intents, teacher corpus and labelled dataset")
-retrain = dg.define_asset_job("retrain", DEFAULT, description="What `udrl run` does: data, the udrl student and the report")
+retrain = dg.define_asset_job("retrain", DEFAULT, description="What `udrl run` does: data, the udrl student, the report and the promotion")
 retrain_all = dg.define_asset_job(
-    "retrain_all", [*DATA, *students, explored_rows, evaluation_report], description="All recipes, and the report on them"
+    "retrain_all", [*DATA, *students, explored_rows, evaluation_report, promotion], description="All recipes, the report on them, the promotion"
 )
 
 

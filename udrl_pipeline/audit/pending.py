@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from udrl_pipeline.audit.changes import changed_settings
+from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.workspace import Version, Workspace
 
 
@@ -33,6 +34,30 @@ def pending(workspace: Workspace, builds: Sequence[Callable[[Workspace], Version
         except _WouldWork as would:
             return would.news
     return None
+
+
+def outlook(workspace: Workspace, builds: Mapping[str, Callable[[Workspace], Version]]) -> dict[str, str]:
+    """Why a run would make each of these assets anew, or cannot; those that it would leave alone are not in it.
+
+    Args:
+        builds: By asset, in their order: an asset stands after those that it is made from.
+    """
+    rehearsal = _Rehearsal(workspace.settings, workspace.run_id)
+    rehearsal.database = workspace.database
+    found: dict[str, str] = {}
+    for asset, build in builds.items():
+        try:
+            build(rehearsal)
+        except _WouldWork as would:
+            found[asset] = would.news.reason if would.news.asset == asset else f"{would.news.asset} {would.news.reason}"
+        except UdrlError as error:
+            found[asset] = f"cannot be made: {error.what}"
+        else:
+            made = workspace.current(asset)
+            stale = [parent for parent, _ in made.made_from if parent in found and parent != asset] if made else []
+            if stale:
+                found[asset] = f"{' and '.join(dict.fromkeys(stale))} will have changed"
+    return found
 
 
 class _WouldWork(Exception):
@@ -64,7 +89,7 @@ class _Rehearsal(Workspace):
             raise _WouldWork(News(asset, "has no version yet"))
         if current.fingerprint != fingerprint:
             raise _WouldWork(News(asset, self._difference(current)))
-        if not (self.version_folder(asset, current.version) / "manifest.json").exists():
+        if not self.is_there(asset, current.version):
             raise _WouldWork(News(asset, f"the files of version {current.version} are gone"))
         return current
 

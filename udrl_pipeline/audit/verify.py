@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 
-from udrl_pipeline import corpus, dataset, exploration
+from udrl_pipeline import corpus, dataset, exploration, promotion
 from udrl_pipeline.audit import versions
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.rows import INTENTS
@@ -45,6 +45,7 @@ CONTENT: dict[str, Callable[[Path, Version], str]] = {
     corpus.ASSET: lambda folder, _: corpus.content_of(pd.read_parquet(folder / ROWS, columns=list(corpus.HASHED))),
     dataset.ASSET: _labelled,
     exploration.ASSET: _labelled,
+    promotion.ASSET: lambda folder, _: promotion.content_of(json.loads((folder / promotion.FILE).read_text(encoding="utf-8"))),
 }
 
 
@@ -131,6 +132,9 @@ def _ledger(workspace: Workspace) -> Iterator[Fault]:
         for table, edited in (("tombstones", tombstones.edited), ("promotions", promotions.edited)):
             for number in edited(connection):
                 yield Fault(table, str(number), "its row in the ledger, or the one before it, was edited, removed or slipped in")
+    made, entries = workspace.current(promotion.ASSET), workspace.promotions()
+    if made and (entries[-1].number if entries else 0) < made.facts["entries"]:
+        yield Fault("promotions", str(made.facts["entries"]), "its row in the ledger is missing")
 
 
 def _orphans(workspace: Workspace, known: list[Version]) -> Iterator[Fault]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from udrl_pipeline.evaluation import plots
 from udrl_pipeline.evaluation.figures import MEAN
 from udrl_pipeline.evaluation.run import Evaluation
 from udrl_pipeline.evaluation.systems import teacher_name
+from udrl_pipeline.settings import GateMeasure
 from udrl_pipeline.store.workspace import PACKAGES, Version, Workspace, asset_of, git_state
 
 #: Intents per task whose texts are shown.
@@ -73,6 +74,7 @@ def render(
         timed=_timed(evaluation),
         columns=_measured_columns(metrics),
         shares=SHARES,
+        gate_measures=get_args(GateMeasure),
         digits=DIGITS,
         claims=list(_by_claim(metrics["claims"].values())),
         panels=panels(evaluation, labels, _edges(workspace, parents)),

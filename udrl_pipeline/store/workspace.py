@@ -103,6 +103,21 @@ class Quarantined:
     text: str
 
 
+@dataclass(frozen=True)
+class Holder:
+    """A process that makes an asset; or was killed while it did (`lives` is false)."""
+
+    asset: str
+    run_id: str
+    process: int
+    since: datetime
+    lives: bool
+
+
+#: The file beside a lock that says who holds it.
+HOLDER = ".holder.json"
+
+
 class Workspace:
     """One run's view of the store."""
 
@@ -146,12 +161,36 @@ class Workspace:
                 held.acquire()
             except Timeout:
                 raise StoreLocked(f"another process is making {asset}", where=str(path), remedy="wait until that run has ended") from None
+        holder = path.with_suffix(HOLDER)
         try:
+            with typed_errors(path):
+                told = {"asset": asset, "run_id": self.run_id, "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
+                holder.write_text(json.dumps(told), encoding="utf-8")
             for left in (self.folder / asset).glob(".*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
         finally:
-            held.release()
+            try:
+                holder.unlink(missing_ok=True)
+            finally:
+                held.release()
+
+    def holders(self) -> list[Holder]:
+        """Who makes an asset now, and who was killed while making one that nobody has made since; waits for nobody."""
+        found = []
+        for file in sorted((self.folder / ".locks").glob(f"*{HOLDER}")):
+            try:
+                told = json.loads(file.read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError):
+                continue  # it has just ended, or just begun
+            lock = FileLock(file.with_suffix(".lock"), timeout=0)
+            try:
+                with lock:
+                    lives = False
+            except Timeout:
+                lives = True
+            found.append(Holder(told["asset"], told["run_id"], told["process"], datetime.fromisoformat(told["since"]), lives))
+        return found
 
     # -- versions ---------------------------------------------------------------------------------------------------
 

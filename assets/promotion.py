@@ -1,0 +1,61 @@
+"""`promotion`: which student of each recipe is in use."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.evaluation_report import evaluation_report
+from assets.results import Results, results, table
+from assets.store import OWNERS, POOL, Store
+from udrl_pipeline import promotion as gate
+from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.versioning import code_version
+
+CHECK = dg.AssetCheckSpec(
+    "candidate_is_not_worse", asset=gate.ASSET, description="The newest student of each recipe is in use, or was not refused by the gate"
+)
+
+
+@dg.asset(
+    kinds={"duckdb"},
+    group_name="promotion",
+    owners=OWNERS,
+    code_version=code_version(gate.SOURCES),
+    deps=[evaluation_report],
+    check_specs=[CHECK],
+    output_required=False,
+    pool=POOL,
+)
+def promotion(context: dg.AssetExecutionContext, store: Store) -> Results:
+    """Which student of each recipe is in use. The newest one takes the place of the one before if the report says that it is not
+    worse; else it stays a candidate. `udrl students` lists, promotes and rolls back."""
+    workspace = store.open(context)
+    made = gate.build(workspace)
+    refused = gate.refused(workspace)
+    yield dg.AssetCheckResult(
+        check_name=CHECK.name,
+        passed=not refused,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="; ".join(f"{asset} {entry.version}: {entry.reason}" for asset, entry in refused.items()) or None,
+        metadata={"refused": dg.MetadataValue.json({asset: entry.as_dict() for asset, entry in refused.items()})},
+    )
+    yield from results(workspace, made, lambda _: show(workspace, made.parents[evaluation_report.key.to_user_string()]))
+
+
+def show(workspace: Workspace, report: str) -> dict[str, Any]:
+    """The last decision about each recipe, its intervals, and the report that it was read from."""
+    last = {entry.asset: entry for entry in workspace.promotions()}
+    decided = [(name, e.action, e.version, e.in_use or "", e.decided_by, e.reason) for name, e in sorted(last.items())]
+    measured = [
+        (name, measure, *(figure[end] for end in ("value", "low", "high")))
+        for name, e in sorted(last.items())
+        for measure, figure in e.figures.get("measures", {}).items()
+    ]
+    page: Path = workspace.version_folder(evaluation_report.key.to_user_string(), report) / "report.html"
+    return {
+        "decisions": table(["recipe", "decision", "student", "in use", "by", "because"], decided),
+        "against the one in use": table(["recipe", "measure", "share", "low", "high"], measured),
+        "report": dg.MetadataValue.path(page),
+        **{f"{name} {measure}": float(value) for name, measure, value, *_ in measured},
+    }
