@@ -26,7 +26,9 @@ BUILDS: list[Callable[[Workspace], Version]] = [steps.BUILDS[name] for name in s
 refresh_data = dg.define_asset_job("refresh_data", DATA, description="Intents, teacher corpus and labelled dataset")
 retrain = dg.define_asset_job("retrain", DEFAULT, description="What `udrl run` does: data, the udrl student, the report and the promotion")
 retrain_all = dg.define_asset_job(
-    "retrain_all", [*DATA, *students, explored_rows, evaluation_report, promotion], description="All recipes, the report on them, the promotion"
+    "retrain_all",
+    [*DATA, *students, explored_rows, evaluation_report, promotion],
+    description="All recipes, the report, the promotion",
 )
 
 

@@ -146,11 +146,11 @@ def close_killed_runs(instance: dg.DagsterInstance) -> None:
     """A run whose process was killed still counts as started in Dagster's history: enter that it ended."""
     for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
         process = run.tags.get(PROCESS_TAG)
-        if process and not _lives(int(process)):
+        if process and not lives(int(process)):
             instance.report_run_failed(run, "the process of this run was killed; the next run resumes its work")
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

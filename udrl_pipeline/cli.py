@@ -11,6 +11,7 @@ import click
 from udrl_pipeline import __version__, allocator, cli_output
 from udrl_pipeline.cli_audit import audit
 from udrl_pipeline.cli_settings import parse_overrides, read_settings, settings_options
+from udrl_pipeline.cli_students import students
 from udrl_pipeline.errors import IntentsError, UdrlError
 from udrl_pipeline.settings import PARAMS_ENV, PRESET_ENV, Settings
 
@@ -45,7 +46,7 @@ def main() -> None:
 def run(
     params: str | None, preset: str | None, overrides: tuple[str, ...], select: tuple[str, ...], as_json: bool, copy_to: str | None
 ) -> None:
-    """Bring the assets up to date: intents, teacher_corpus, labeled_dataset, student/udrl, evaluation_report.
+    """Bring the assets up to date: intents, teacher_corpus, labeled_dataset, student/udrl, evaluation_report, promotion.
 
     What is there and unchanged is left alone. A run that was killed resumes. The report is also copied to report.html.
     """
@@ -56,14 +57,29 @@ def run(
         "as_json": as_json,
         "copy_to": copy_to and str(Path(copy_to).absolute()),
     }
+    _hand_over("assets.run", wish, settings, params, preset)
+
+
+@main.command(short_help="What is current, stale, running, failed, set aside and in use.")
+@settings_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
+def status(params: str | None, preset: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Tell what is current, what a run would make anew and why, what is running and what failed, what was set aside and why,
+    and which students are in use or wait. Nothing is made, and no run is waited for."""
+    settings = read_settings(params, preset, overrides)
+    _hand_over("assets.status", {"overrides": parse_overrides(overrides), "as_json": as_json}, settings, params, preset)
+
+
+def _hand_over(module: str, wish: dict[str, Any], settings: Settings, params: str | None, preset: str | None) -> None:
+    """Become a module that knows Dagster, which the library does not import. The same process goes on, so that Ctrl-C and kill
+    reach the work itself."""
     environment = {**allocator.ENVIRONMENT, **os.environ}
     environment[PARAMS_ENV] = str(Path(params or environment.get(PARAMS_ENV) or "params.yaml").absolute())
     environment[PRESET_ENV] = preset if preset is not None else environment.get(PRESET_ENV, "")
     environment.setdefault("DAGSTER_HOME", str(_dagster_home(settings.root)))
     os.chdir(settings.root)  # dagster.yaml names its folders relative to the project
     sys.stdout.flush()
-    # the same process goes on, so that Ctrl-C and kill reach the work itself; the library does not import Dagster
-    os.execve(sys.executable, [sys.executable, "-m", "assets.run", json.dumps(wish)], environment)
+    os.execve(sys.executable, [sys.executable, "-m", module, json.dumps(wish)], environment)
 
 
 def _dagster_home(root: Path) -> Path:
@@ -154,7 +170,7 @@ def record_student(folder: Path, **chosen: Any) -> None:
 @click.option("--length-guidance", type=click.FloatRange(0, 10), default=1.0, show_default=True, metavar="WEIGHT", help="And the length.")
 @click.option("-n", "number", type=click.IntRange(1, 1000), default=1, show_default=True, help="Texts per idea.")
 @click.option("--recipe", default="udrl", show_default=True, help="Which student.")
-@click.option("--student", type=PATH, metavar="FOLDER", help="A student's folder, instead of the current one.")
+@click.option("--student", type=PATH, metavar="FOLDER", help="A student's folder, instead of the one in use.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy.  [default: evaluation.temperature]")
 @click.option("--seed", type=int, help="The same seed gives the same texts.  [default: evaluation.seed]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per text.")
@@ -170,6 +186,7 @@ def generate(params: str | None, preset: str | None, overrides: tuple[str, ...],
 
 
 main.add_command(audit)
+main.add_command(students)
 
 if __name__ == "__main__":
     main()

@@ -123,22 +123,34 @@ class _PlainLines:
 
 
 def student_folder(recipe: str, settings: Settings) -> Path:
-    """The folder of the current student of a recipe, its files checked.
+    """The folder of the student of a recipe that is in use (the newest where none was ever promoted), its files checked.
 
     Raises:
-        StudentError: There is none yet, or no such recipe.
+        StudentError: There is none yet, its files are gone, or there is no such recipe.
         CorruptArtifact: Its files are not what its manifest says.
     """
     if recipe not in RECIPES:
         raise StudentError(f"unknown recipe {recipe!r}", where="--recipe", remedy=f"recipes: {', '.join(RECIPES)}")
+    from udrl_pipeline.student.channel import promoted
+
     workspace = Workspace(settings)
-    current = workspace.current(f"student/{recipe}")
-    if current is None:
+    newest = workspace.current(f"student/{recipe}")
+    chosen = promoted(workspace, f"student/{recipe}") or newest
+    if chosen is None:
         raise StudentError(
             f"there is no student of recipe {recipe} yet", where=str(workspace.folder), remedy=f"run `udrl run --select student/{recipe}`"
         )
-    workspace.check_files(current.asset, current.version)
-    return workspace.version_folder(current.asset, current.version)
+    if not workspace.is_there(chosen.asset, chosen.version) and newest and newest.version != chosen.version:
+        raise StudentError(
+            f"the files of {chosen.asset} {chosen.version}, which is in use, are gone",
+            where=str(workspace.folder),
+            remedy=f"`udrl students promote {newest.version} --reason ...` puts the newest one into use",
+        )
+    workspace.check_files(chosen.asset, chosen.version)
+    if newest and newest.version != chosen.version:
+        told = f"{chosen.asset} {chosen.version} is in use; {newest.version} is newer, see `udrl students list`"
+        click.secho(told, dim=True, err=True)
+    return workspace.version_folder(chosen.asset, chosen.version)
 
 
 def to_commands(ask: Ask, space: CommandSpace, settings: Settings) -> list[Command]:

@@ -286,17 +286,21 @@ def standings(workspace: Workspace, recipe: str | None = None) -> list[Standing]
         StudentError: There is none of that recipe.
     """
     ledger = [made for made in workspace.ledger() if made.verdict == "PASS"]
-    students = {(made.asset, made.version): made for made in ledger if made.asset.startswith(STUDENTS)}
-    wanted = [s for s in students.values() if recipe in (None, s.asset.removeprefix(STUDENTS))]
+    students: dict[tuple[str, str], Version] = {}
+    for made in reversed(ledger):
+        if made.asset.startswith(STUDENTS):
+            students.setdefault((made.asset, made.version), made)
+    wanted = [student for student in students.values() if recipe in (None, student.asset.removeprefix(STUDENTS))]
     if recipe and not wanted:
-        known = ", ".join(sorted({s.asset.removeprefix(STUDENTS) for s in students.values()})) or "none"
-        raise StudentError(f"there is no student of recipe {recipe!r}", where="udrl students list", remedy=f"recipes with students: {known}")
+        known = ", ".join(sorted({asset.removeprefix(STUDENTS) for asset, _ in students})) or "none"
+        remedy = f"recipes with students: {known}"
+        raise StudentError(f"there is no student of recipe {recipe!r}", where="udrl students list", remedy=remedy)
     reports = {
         (name, version): made.version for made in ledger if made.asset == report.ASSET for name, version in made.parents.items()
     }  # the newest of each, for the ledger is in its order; names with a role stand for another student
     decided, metrics = states(workspace), _Metrics(workspace)
     found = []
-    for student in sorted(reversed(wanted), key=lambda s: (s.asset != f"{STUDENTS}udrl", s.asset)):
+    for student in sorted(wanted, key=lambda s: (s.asset != f"{STUDENTS}udrl", s.asset)):
         key = (student.asset, student.version)
         state, since = decided.get(key, ("candidate", None))
         means = metrics.means(reports.get(key), student.asset.removeprefix(STUDENTS))

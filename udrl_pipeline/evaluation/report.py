@@ -31,8 +31,8 @@ SOURCES = (
         f"evaluation/{name}"
         for name in (
             "report.py", "run.py", "systems.py", "held_out.py", "measure.py", "figures.py", "calibration.py", "statistics.py",
-            "judges.py", "rubric.py", "gate.py", "rounds.py", "latency.py", "claims.py", "headline.py", "plots.py", "page.py", "report.html.j2",
-            "metrics/__init__.py",
+            "gate.py", "judges.py", "rubric.py", "rounds.py", "latency.py", "claims.py", "headline.py", "plots.py", "page.py",
+            "report.html.j2", "metrics/__init__.py",
         )
     ),
     *(f"evaluation/metrics/{name}.py" for name in METRICS),
