@@ -72,7 +72,7 @@ def unmended(instance: dg.DagsterInstance) -> Iterator[Failed]:
         run_id, ended = record.dagster_run.run_id, record.end_time or 0
         events = [entry.dagster_event for entry in instance.all_logs(run_id) if entry.dagster_event]
         steps = {event.step_key: event.step_key.replace("__", "/") for event in events if event.step_key}
-        failures = [(f.asset, f.cause, f"{f.name}: {_short(f.message)}") for f in account(events, steps, {}).failures if f.cause != "books"]
+        failures = [(f.asset, f.cause, _short(f.message, f.name)) for f in account(events, steps, {}).failures if f.cause != "books"]
         if not failures and ended > last_good:
             message = next((e.message or "" for e in reversed(events) if e.event_type == dg.DagsterEventType.RUN_FAILURE), "")
             failures = [("", "run", _short(message))]
@@ -88,10 +88,10 @@ def _made(instance: dg.DagsterInstance, asset: str) -> float:
     return event.timestamp if event else 0.0
 
 
-def _short(message: str) -> str:
-    """The first line of a message; of a traceback, the error."""
-    lines = [line for line in message.splitlines() if line.strip()] or [""]
-    return lines[0][:300]
+def _short(message: str, name: str = "") -> str:
+    """The first line of a message, of a traceback the error; with the name of what failed before it."""
+    first = next((line.strip() for line in message.splitlines() if line.strip()), "")[:300]
+    return first if not name or first.startswith(name) else f"{name}: {first}"
 
 
 def _time(seconds: float | None) -> datetime | None:
