@@ -57,6 +57,8 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
     for entry in found:
         verdict = "  FAIL" if entry.version.verdict == "FAIL" else "  *" if entry.current else ""
         click.echo(_line(0, entry.version) + verdict)
+        if entry.state:
+            click.echo(f"  state    {'in use' if entry.state == 'current' else entry.state}")
         for parent, version in sorted(entry.version.parents.items()):
             click.echo(f"  from     {parent} {version}")
         at = f"  at git {entry.git_sha[:12]}{' with uncommitted changes' * entry.git_dirty}" if entry.git_sha else ""
@@ -172,7 +174,8 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     read = rows_of(workspace, start)
     if as_json:
         trained_on = {"trained_on": dict(zip(read.row_key, read.times.tolist(), strict=True))} if read is not None else {}
-        click.echo(to_json({"up": up.as_dict(), "down": down.as_dict(), **trained_on}))
+        decided = lineage.decisions(workspace)
+        click.echo(to_json({"up": up.as_dict(decided), "down": down.as_dict(decided), **trained_on}))
         return
     click.echo("made from")
     for depth, found, again in up.walk(1):
@@ -184,6 +187,9 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
             click.echo(f"{'  ' * (depth + 1)}{name}: {told}")
     if read is not None:
         click.echo(f"trained on {len(read):,} rows, {read.times.sum():,} times in all (--json lists their keys)")
+    for entry in lineage.decisions(workspace).get((start.asset, start.version), []):
+        told = f"{entry.action} {entry.version} by {entry.decided_by}, {entry.in_use or 'none'} in use: {entry.reason}"
+        click.echo(cli_output.wrapped(f"{entry.created_at.astimezone():%Y-%m-%d %H:%M}  ", printable(told)))
     click.echo("used by" if down.next else "used by nothing")
     for depth, found, again in list(down.walk())[1:]:
         click.echo(_line(depth, found) + ("  (as above)" if again else ""))
@@ -219,6 +225,8 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
     """Name every version, student and report that a row, an idea, a source or a run has touched."""
     from udrl_pipeline.audit import impact
     from udrl_pipeline.audit.book import Book
+    from udrl_pipeline.audit.history import state_of
+    from udrl_pipeline.store import promotions
     from udrl_pipeline.store.workspace import Workspace
 
     questions = (
@@ -235,7 +243,13 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
     found = ask(workspace, value)
     book = Book(workspace)
     if as_json:
-        touched = [_touched_as_dict(t) | {"current": book.is_current(t.version)} for t in found.touched]
+        states = promotions.states(workspace.promotions())
+        touched = [
+            _touched_as_dict(t)
+            | {"current": book.is_current(t.version)}
+            | ({"state": state} if (state := state_of(t.version, states)) else {})
+            for t in found.touched
+        ]
         click.echo(to_json({"what": found.what, "rows": found.rows, "touched": touched}))
         return
     click.echo(f"{printable(found.what)}: {found.rows:,} row{'s' if found.rows != 1 else ''} in the store")

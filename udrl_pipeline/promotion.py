@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.evaluation import gate, report
 from udrl_pipeline.store import promotions
-from udrl_pipeline.store.promotions import Action, Promotion
+from udrl_pipeline.store.promotions import Action, Promotion, State
 from udrl_pipeline.store.workspace import Version, Workspace, in_role
 from udrl_pipeline.student.channel import promoted, unusable
 from udrl_pipeline.student.training import STUDENTS
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 ASSET = "promotion"
 FILE = "in_use.json"
 SOURCES = ("promotion.py", "evaluation/gate.py", "student/channel.py", "store/promotions.py")
-State = Literal["current", "candidate", "refused", "former"]
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,6 @@ class Standing:
     """A student and how it stands.
 
     Attributes:
-        state: current: in use; refused: judged, and not put into use; former: was in use; candidate: nothing was decided.
         since: The decision that says so; None of a candidate.
         unusable: Why it can be used no more; empty where it can.
         reward, relevance: Its means over the held-out intents, of its newest report; None where there is none.
@@ -261,24 +259,6 @@ class Standing:
         }  # fmt: skip
 
 
-def states(workspace: Workspace) -> dict[tuple[str, str], tuple[State, Promotion]]:
-    """How each student stands about which something was decided, and the decision that says so."""
-    found: dict[tuple[str, str], tuple[State, Promotion]] = {}
-    in_use: dict[str, str] = {}
-    for entry in workspace.promotions():
-        before = in_use.get(entry.asset)
-        if entry.in_use:
-            in_use[entry.asset] = entry.in_use
-        if entry.action == "refused":
-            found[entry.asset, entry.version] = ("refused", entry)
-            continue
-        if before and before != entry.in_use:
-            found[entry.asset, before] = ("former", entry)
-        if entry.in_use:
-            found[entry.asset, entry.in_use] = ("current", entry)
-    return found
-
-
 def standings(workspace: Workspace, recipe: str | None = None) -> list[Standing]:
     """Every student, the newest of each recipe first.
 
@@ -298,7 +278,7 @@ def standings(workspace: Workspace, recipe: str | None = None) -> list[Standing]
     reports = {
         (name, version): made.version for made in ledger if made.asset == report.ASSET for name, version in made.parents.items()
     }  # the newest of each, for the ledger is in its order; names with a role stand for another student
-    decided, metrics = states(workspace), _Metrics(workspace)
+    decided, metrics = promotions.states(workspace.promotions()), _Metrics(workspace)
     found = []
     for student in sorted(wanted, key=lambda s: (s.asset != f"{STUDENTS}udrl", s.asset)):
         key = (student.asset, student.version)

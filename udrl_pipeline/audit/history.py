@@ -1,11 +1,15 @@
 """Each version with the run that made it and what it was made differently from the one before it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.changes import Change, changed_settings
+from udrl_pipeline.store import promotions
+from udrl_pipeline.store.promotions import Promotion, State
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.training import STUDENTS
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class Entry:
         git_dirty: Whether tracked files differed from that commit.
         before: The version of the asset that was made before it; None for the first.
         changes: Settings that differ from that version's, and `code` where its code does.
+        state: How a student stands (current: in use); None of other assets.
     """
 
     version: Version
@@ -25,6 +30,7 @@ class Entry:
     git_dirty: bool
     before: str | None
     changes: list[Change]
+    state: State | None = None
 
     def as_dict(self) -> dict[str, Any]:
         v = self.version
@@ -32,13 +38,14 @@ class Entry:
             "asset": v.asset, "version": v.version, "created_at": v.created_at.isoformat(), "rows": v.rows, "verdict": v.verdict,
             "parents": v.parents, "run_id": v.run_id, "git_sha": self.git_sha, "git_dirty": self.git_dirty, "params": v.params,
             "code_version": v.code_version, "facts": v.facts, "files": v.files, "current": self.current, "before": self.before,
+            **({"state": self.state} if self.state else {}),
             "changes": [{"name": c.name, "before": c.before, "after": c.after} for c in self.changes],
         }  # fmt: skip
 
 
 def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
     """The entries of versions, in their order."""
-    book = Book(workspace)
+    book, states = Book(workspace), promotions.states(workspace.promotions())
     with workspace.database.reader() as connection:
         runs = {run: (sha, dirty) for run, sha, dirty in connection.execute("SELECT run_id, git_sha, git_dirty FROM runs").fetchall()}
     before: dict[tuple[str, str], Version] = {}
@@ -52,9 +59,17 @@ def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
             version, book.is_current(version), *runs.get(version.run_id, ("", False)),
             earlier.version if (earlier := before.get((version.asset, version.version))) else None,
             _changes(earlier, version) if earlier else [],
+            state_of(version, states),
         )
         for version in versions
     ]  # fmt: skip
+
+
+def state_of(version: Version, states: Mapping[tuple[str, str], tuple[State, Promotion]]) -> State | None:
+    """How a student stands; None of a version of another asset, or one that did not pass."""
+    if not version.asset.startswith(STUDENTS) or version.verdict != "PASS":
+        return None
+    return states[version.asset, version.version][0] if (version.asset, version.version) in states else "candidate"
 
 
 def _changes(before: Version, after: Version) -> list[Change]:

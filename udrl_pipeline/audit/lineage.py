@@ -1,16 +1,17 @@
 """From a version up to the teacher's weights and the files of ideas, and down to the reports; from a row to all that it touched."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from udrl_pipeline import corpus
-from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.book import Book, Key
 from udrl_pipeline.audit.impact import Touched, touched_by
 from udrl_pipeline.audit.rows import places, set_aside
 from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.store.promotions import Promotion
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import recorded
 
@@ -38,8 +39,12 @@ class Node:
                 seen.add(key)
                 left += [(depth + 1, following) for following in reversed(node.next)]
 
-    def as_dict(self, seen: set[tuple[str, str]] | None = None) -> dict[str, Any]:
-        """The tree as JSON can hold it; what stands in it already has no `next`, as it would be the same."""
+    def as_dict(self, decided: Mapping[Key, Sequence[Promotion]] = {}, seen: set[Key] | None = None) -> dict[str, Any]:
+        """The tree as JSON can hold it; what stands in it already has no `next`, as it would be the same.
+
+        Args:
+            decided: What was decided about students.
+        """
         seen = set() if seen is None else seen
         version = self.version
         again = (version.asset, version.version) in seen
@@ -52,7 +57,8 @@ class Node:
             "run_id": version.run_id,
             "code_version": version.code_version,
             "origin": origin(version),
-            **({} if again else {"next": [node.as_dict(seen) for node in self.next]}),
+            **({"decisions": [entry.as_dict() for entry in told]} if (told := decided.get((version.asset, version.version))) else {}),
+            **({} if again else {"next": [node.as_dict(decided, seen) for node in self.next]}),
         }
 
 
@@ -79,6 +85,17 @@ def _follow(version: Version, step: Callable[[Version], list[Version]]) -> Node:
                 left.append(nodes[key])
             node.next.append(nodes[key])
     return first
+
+
+def decisions(workspace: Workspace) -> dict[Key, list[Promotion]]:
+    """What was decided about each student: by which it was refused, put into use or taken out of it."""
+    found: dict[Key, list[Promotion]] = {}
+    for entry in workspace.promotions():
+        concerned = [entry.version] if entry.action == "refused" else [entry.version, entry.in_use, entry.figures["against"]]
+        for version in dict.fromkeys(concerned):
+            if version:
+                found.setdefault((entry.asset, version), []).append(entry)
+    return found
 
 
 def origin(version: Version) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import duckdb
 from udrl_pipeline.versioning import canonical, content_hash
 
 Action = Literal["promoted", "refused", "rolled back"]
+#: How a student stands. current: in use; refused: judged, and not put into use; former: was in use; candidate: nothing was decided.
+State = Literal["current", "candidate", "refused", "former"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,22 @@ def ways_back(entries: Iterable[Promotion]) -> list[str]:
         elif entry.action == "rolled back":
             stack.pop()
     return stack
+
+
+def states(entries: Iterable[Promotion]) -> dict[tuple[str, str], tuple[State, Promotion]]:
+    """How each student stands about which something was decided, and the decision that says so."""
+    found: dict[tuple[str, str], tuple[State, Promotion]] = {}
+    used: dict[str, str | None] = {}
+    for entry in entries:
+        before, used[entry.asset] = used.get(entry.asset), entry.in_use
+        if entry.action == "refused":
+            found[entry.asset, entry.version] = ("refused", entry)
+            continue
+        if before and before != entry.in_use:
+            found[entry.asset, before] = ("former", entry)
+        if entry.in_use:
+            found[entry.asset, entry.in_use] = ("current", entry)
+    return found
 
 
 _COLUMNS = "number, asset, version, action, decided_by, in_use, report, reason, figures, run_id, created_at"
