@@ -19,10 +19,13 @@ from udrl_pipeline.cli_status import show_status
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.settings import load
 from udrl_pipeline.status import Failed, Running, status
+from udrl_pipeline.steps import BUILDS
 from udrl_pipeline.store.workspace import Workspace
 
 #: How many of the last failed runs are looked into.
 LAST = 5
+#: Dagster's names of the steps.
+STEPS = {asset.replace("/", "__").replace("-", "_"): asset for asset in BUILDS}
 WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 GOING = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
@@ -58,8 +61,9 @@ def going_on(instance: dg.DagsterInstance) -> tuple[list[Running], list[Failed]]
         if process and not lives(int(process)):
             killed.append(Failed("", since, "killed", "the process of this run was killed; the next run resumes", run.run_id))
         else:
-            state = "queued" if run.status in WAITING else "running"
-            running.append(Running(run.run_id, "", since, state, int(process) if process else None))
+            running.append(
+                Running(run.run_id, "", since, "queued" if run.status in WAITING else "running", int(process) if process else None)
+            )
     return running, killed
 
 
@@ -71,8 +75,9 @@ def unmended(instance: dg.DagsterInstance) -> Iterator[Failed]:
     for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]), limit=LAST):
         run_id, ended = record.dagster_run.run_id, record.end_time or 0
         events = [entry.dagster_event for entry in instance.all_logs(run_id) if entry.dagster_event]
-        steps = {event.step_key: event.step_key.replace("__", "/") for event in events if event.step_key}
-        failures = [(f.asset, f.cause, _short(f.message, f.name)) for f in account(events, steps, {}).failures if f.cause != "books"]
+        failures: list[tuple[str, str, str]] = [
+            (f.asset, f.cause, _short(f.message, f.name)) for f in account(events, STEPS, {}).failures if f.cause != "books"
+        ]
         if not failures and ended > last_good:
             message = next((e.message or "" for e in reversed(events) if e.event_type == dg.DagsterEventType.RUN_FAILURE), "")
             failures = [("", "run", _short(message))]

@@ -23,7 +23,7 @@ from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import code_version, content_hash
 
 REPOSITORY = Path(__file__).parent.parent
-DEFAULT = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report"]
+DEFAULT = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "promotion"]
 LOSSES = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}, {"step": 2, "validation_loss": 2.6}]
 #: What the files of a version hold that the assets look into.
 FILES: dict[str, Callable[[Path], Any]] = {
@@ -121,7 +121,7 @@ def test_a_first_run_makes_the_default_assets_and_a_second_one_keeps_every_versi
     assert by_asset(second, "version") == by_asset(first, "version")
     assert set(by_asset(second, "changed").values()) == {False}
     assert {*by_asset(second, "teacher_rows").values(), *by_asset(second, "train_steps").values()} == {0}
-    assert library.made == [name for name in DEFAULT if name != "intents"]
+    assert library.made == [name for name in DEFAULT if name not in ("intents", "promotion")]
     assert (first.exit_code, first.failures, first.not_run) == (0, [], [])
 
 
@@ -193,7 +193,7 @@ def test_a_failed_blocking_check_stops_what_is_below_and_keeps_the_last_version(
     assert list(by_asset(run, "version")) == ["intents", "teacher_corpus"]
     assert [(failure.asset, failure.cause, failure.name) for failure in run.failures] == [("labeled_dataset", "check", "rows_per_task")]
     assert '"share": 0.25' in run.failures[0].message
-    assert run.not_run == ["student/udrl", "evaluation_report"]
+    assert run.not_run == ["student/udrl", "evaluation_report", "promotion"]
     assert run.exit_code == 1
     with open_instance() as instance:
         event = instance.get_latest_materialization_event(dg.AssetKey("labeled_dataset"))
@@ -213,7 +213,7 @@ def test_an_error_of_the_input_inside_a_step_is_told_with_its_remedy(
     told = json.loads(line)
     assert list(told["assets"]) == ["intents"]
     assert told["failures"][0]["cause"] == "input"
-    assert told["not_run"] == ["labeled_dataset", "student/udrl", "evaluation_report"]
+    assert told["not_run"] == ["labeled_dataset", "student/udrl", "evaluation_report", "promotion"]
 
 
 def test_a_mistake_of_the_program_shows_where_it_happened(library: Library, project: Path, capfd: pytest.CaptureFixture[str]) -> None:

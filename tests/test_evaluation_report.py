@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 
 from conftest import FakeEngine
-from udrl_pipeline import corpus, dataset, rewards
+from udrl_pipeline import corpus, dataset, promotion, rewards
+from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.verify import verify
 from udrl_pipeline.commands import CommandSpace
 from udrl_pipeline.errors import CorruptArtifact, SettingsError, UdrlError
 from udrl_pipeline.evaluation import plots, report
@@ -130,14 +132,14 @@ def read(workspace: Workspace, version: Version) -> tuple[str, dict[str, Any], p
 
 
 class Evaluated(Exception):
-    """Raised in place of an evaluation, with the students that it was asked for."""
+    """Raised in place of an evaluation, with the students that it was asked for, and those in use."""
 
-    def __init__(self, students: dict[str, Version]) -> None:
-        self.students = students
+    def __init__(self, students: dict[str, Version], in_use: dict[str, Version]) -> None:
+        self.students, self.in_use = students, in_use
 
     @classmethod
-    def instead(cls, workspace: Workspace, parents: dict[str, str], students: dict[str, Version]) -> None:
-        raise cls(students)
+    def instead(cls, workspace: Workspace, parents: dict[str, str], students: dict[str, Version], in_use: dict[str, Version]) -> None:
+        raise cls(students, in_use)
 
 
 def test_a_report_compares_every_current_student_with_the_teacher(made: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +201,71 @@ def test_a_report_compares_every_current_student_with_the_teacher(made: Workspac
     (made.version_folder(damaged.asset, damaged.version) / "commands.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CorruptArtifact, match=r"commands\.json \(changed\)"):
         report.build(made)
+
+
+def test_a_newer_student_is_compared_with_the_one_in_use(made: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = report.build(made)
+    promotion.build(made)
+    assert report.build(made).version == first.version  # that it is in use now changes nothing
+    before = read(made, first)[2]
+    newer = record_student(made, "udrl", seed=2)
+    version = report.build(made)
+    html, metrics, samples = read(made, version)
+    in_use = content_hash(["udrl", 1])
+    assert version.parents == made.parents("labeled_dataset", "teacher_corpus", "student/udrl", "student/sft") | {
+        "student/udrl (promoted)": in_use
+    }
+
+    # it answers the same intents as before, and is asked nothing else
+    assert list(metrics["systems"]) == ["teacher", "teacher_kept", "udrl", "udrl_uncommanded", "sft", "udrl_promoted", "Qwen3 8B"]
+    texts = samples[samples.system == "udrl_promoted"]
+    assert set(texts.part) == {"compare"}
+    compared = before[(before.system == "udrl") & (before.part == "compare")]
+    columns = ["task", "intent_key", "text", "reward"]
+    assert texts[columns].to_dict("records") == compared[columns].to_dict("records")
+    assert list(metrics["against"]["udrl"]) == ["teacher", "teacher_kept", "udrl_uncommanded", "sft", "udrl_promoted"]
+    assert "udrl_promoted" not in {*metrics["against"], *metrics["latency"], *metrics["sizes"]}
+
+    # the verdict is in the figures, on the page and in the ledger
+    verdict, found = metrics["promotion"]["udrl"], metrics["against"]["udrl"]["udrl_promoted"]["mean"]
+    assert (verdict["candidate"], verdict["in_use"], verdict["margin"]) == (newer.version, in_use, 0.02)
+    assert verdict["measures"] == {name: found[name] for name in ("reward", "relevance", "spread", "finished") if name in found}
+    assert verdict["reason"] in html
+    assert in_use in html
+    assert {(v.asset, v.version) for v in Book(made).children(made.find("student/udrl", in_use))} >= {(report.ASSET, version.version)}  # type: ignore[arg-type]
+    assert verify(made) == []
+    promotion.build(made)
+    entry = made.promotions()[-1]
+    assert (entry.version, entry.figures["against"], entry.reason) == (newer.version, in_use, verdict["reason"])
+
+    # whoever is in use then, what was compared stays compared; other settings ask anew, and only if there is a question
+    other = Workspace(made.settings.model_copy(update={"promotion": made.settings.promotion.model_copy(update={"margin": 0.03})}))
+    monkeypatch.setattr(report, "evaluate_students", Evaluated.instead)
+    promotion.promote(made, newer, "so it shall be")
+    assert (report.build(made).version, promotion.build(made).parents["student/udrl"]) == (version.version, newer.version)
+    with pytest.raises(Evaluated) as evaluated:
+        report.build(other)
+    assert evaluated.value.in_use == {}
+    promotion.rollback(made, "udrl", "or not")
+    assert report.build(made).version == version.version
+    with pytest.raises(Evaluated) as evaluated:
+        report.build(other)
+    assert {recipe: v.version for recipe, v in evaluated.value.in_use.items()} == {"udrl": in_use}
+
+
+def test_a_student_in_use_that_is_damaged_is_not_measured_and_its_fellow_not_promoted(made: Workspace) -> None:
+    report.build(made)
+    promotion.build(made)
+    damaged = made.version_folder("student/udrl", content_hash(["udrl", 1])) / "commands.json"
+    damaged.write_text("{}", encoding="utf-8")
+    record_student(made, "udrl", seed=2)
+    _, metrics, _ = read(made, report.build(made))
+    assert "commands.json (changed)" in metrics["systems"]["udrl_promoted"]["not_measured"]
+    promotion.build(made)
+    entry = made.promotions()[-1]
+    assert entry.action == "refused"
+    assert "the student in use could not be measured" in entry.reason
+    assert "commands.json (changed)" in entry.reason
 
 
 def test_without_a_student_the_error_says_how_to_train_one(load_small: Callable[..., Settings]) -> None:

@@ -282,7 +282,8 @@ def standings(workspace: Workspace, recipe: str | None = None) -> list[Standing]
     found = []
     for student in sorted(wanted, key=lambda s: (s.asset != f"{STUDENTS}udrl", s.asset)):
         key = (student.asset, student.version)
-        state, since = decided.get(key, ("candidate", None))
+        undecided: tuple[State, Promotion | None] = ("candidate", None)
+        state, since = decided.get(key, undecided)
         means = metrics.means(reports.get(key), student.asset.removeprefix(STUDENTS))
         found.append(
             Standing(student, state, since, unusable(workspace, student), reports.get(key), means.get("reward"), means.get("relevance"))

@@ -39,7 +39,7 @@ def judge(ratios: Mapping[str, Mapping[str, float]], options: PromotionSettings)
     Args:
         ratios: Its figures over those of the student in use, as the report's `against` has them for all tasks.
     """
-    measures = {name: ratios[name] for name in options.measures if name in ratios}
+    measures: dict[str, Mapping[str, float]] = {name: ratios[name] for name in options.measures if name in ratios}
     if missing := [name for name in options.measures if name not in ratios]:
         return Verdict(False, f"{' and '.join(missing)} could not be compared with that of the student in use", measures)
     lowest = min(measures, key=lambda name: measures[name]["low"])

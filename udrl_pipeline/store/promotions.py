@@ -52,7 +52,8 @@ class Promotion:
 def read(connection: duckdb.DuckDBPyConnection) -> list[Promotion]:
     """Every entry, the oldest first."""
     found = connection.execute(f"SELECT {_COLUMNS} FROM promotions ORDER BY number").fetchall()
-    return [Promotion(*row[:8], json.loads(row[8]), *row[9:]) for row in found]
+    told: list[list[Any]] = [[*row[:8], json.loads(row[8]), *row[9:]] for row in found]
+    return [Promotion(*row) for row in told]
 
 
 def enter(
