@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from udrl_pipeline import cli_generate
 from udrl_pipeline.cli import main
 from udrl_pipeline.commands import Command, CommandSpace
+from udrl_pipeline.promotion import promote
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student.generation import Generated, Student
 
@@ -176,3 +177,29 @@ def test_a_damaged_student_is_not_used(generate: Callable[..., Result], workspac
     result = generate("red kite")
     assert result.exit_code == 2
     assert "commands.json (changed)" in result.stderr
+
+
+def test_the_student_in_use_answers_and_a_newer_one_is_named(generate: Callable[..., Result], workspace: Workspace) -> None:
+    promote(workspace, workspace.find("student/udrl", "v1"), "it is good")  # type: ignore[arg-type]
+    assert "newer" not in generate("red kite").stderr
+    workspace.record(
+        "student/udrl", version="v2", fingerprint="g", code_version="c", rows=1, params={}, parents={}, facts={},
+        write=lambda folder: SPACE.with_best({"image": 1, "search": 1}, SPACE.guidance).save(folder),
+    )  # fmt: skip
+    result = generate("red kite", "--json")
+    assert records(result)[0]["quality"] == 4
+    assert result.stderr.splitlines() == ["student/udrl v1 is in use; v2 is newer, see `udrl students list`"]
+    folder = workspace.version_folder("student/udrl", "v2")
+    assert records(generate("red kite", "--json", "--student", folder))[0]["quality"] == 1
+
+
+def test_a_student_in_use_whose_files_are_gone_says_what_to_put_into_use(generate: Callable[..., Result], workspace: Workspace) -> None:
+    promote(workspace, workspace.find("student/udrl", "v1"), "it is good")  # type: ignore[arg-type]
+    workspace.record(
+        "student/udrl", version="v2", fingerprint="g", code_version="c", rows=1, params={}, parents={}, facts={}, write=SPACE.save,
+    )  # fmt: skip
+    (workspace.version_folder("student/udrl", "v1") / "manifest.json").unlink()
+    result = generate("red kite")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "the files of student/udrl v1, which is in use, are gone" in result.stderr
+    assert "udrl students promote v2" in " ".join(result.stderr.split())

@@ -99,6 +99,9 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
         rows = [(t.version.asset, t.version.version + _mark(workspace, t.version), t.how) for t in done.learned]
         cli_output.show_table(("must be trained again", "version", "because"), rows)
         click.echo("* current: `udrl run` (--select for other recipes) trains it again; do not use the others any more")
+    for version in _in_use(workspace, done):
+        told = f"in use: {version}; the next run puts a newer one into use, or `udrl students promote` another now"
+        click.echo(cli_output.wrapped("", told))
     if done.reports:
         click.echo(cli_output.wrapped("", f"reports deleted: {', '.join(done.reports)}; the next run makes one again"))
     click.echo(cli_output.wrapped("", REMAINS))
@@ -116,6 +119,14 @@ def _mark(workspace: "Workspace", version: Any) -> str:
     return "*" if current and current.version == version.version else ""
 
 
+def _in_use(workspace: "Workspace", done: "Forgetting") -> list[str]:
+    """The students in use that have learned it."""
+    from udrl_pipeline.store.promotions import in_use
+
+    used = in_use(workspace.promotions())
+    return [f"{t.version.asset} {t.version.version}" for t in done.learned if used.get(t.version.asset) == t.version.version]
+
+
 def _as_dict(workspace: "Workspace", done: "Forgetting") -> dict[str, Any]:
     return {
         "tombstone": done.tombstone.number,
@@ -126,6 +137,7 @@ def _as_dict(workspace: "Workspace", done: "Forgetting") -> dict[str, Any]:
             for t in done.learned
         ],
         "reports": done.reports,
+        "in_use": _in_use(workspace, done),
     }
 
 
