@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from udrl_pipeline import audit, corpus
-from udrl_pipeline.audit.pending import News, pending
+from udrl_pipeline.audit.pending import News, outlook, pending
 from udrl_pipeline.errors import IntentsError, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
@@ -133,6 +133,22 @@ def test_files_that_are_gone_are_news(made: Workspace) -> None:
     assert current
     (made.version_folder("teacher_corpus", current.version) / "manifest.json").unlink()
     assert pending(made, BUILDS) == News("teacher_corpus", f"the files of version {current.version} are gone")
+
+
+def test_every_asset_has_an_answer_of_its_own(made: Workspace, load: Callable[..., Settings]) -> None:
+    builds: dict[str, Callable[[Workspace], Version]] = {"intents": intents.build, "teacher_corpus": corpus.build}
+    assert outlook(made, builds) == {}
+    assert outlook(Workspace(load({"intents.builtin": 7})), builds) == {
+        "intents": "settings have changed: builtin", "teacher_corpus": "intents will have changed",
+    }  # fmt: skip
+    assert outlook(Workspace(load({"teacher.samples": 2})), builds) == {"teacher_corpus": "settings have changed: samples"}
+    broken = {"intents.sources": ["nowhere.csv"], "teacher.samples": 2}
+    found = outlook(Workspace(load(broken)), builds)
+    assert found["intents"].startswith("cannot be made: ")
+    assert found["teacher_corpus"] == "settings have changed: samples"
+    assert outlook(Workspace(load({"artifacts": "empty"})), builds) == {
+        "intents": "has no version yet", "teacher_corpus": "intents has no version yet",
+    }  # fmt: skip
 
 
 def test_asking_writes_nothing_and_waits_for_nobody(made: Workspace, load: Callable[..., Settings]) -> None:

@@ -120,6 +120,13 @@ def test_every_quality_is_commanded_on_the_same_intents(asked: pd.DataFrame) -> 
     assert intents.index.tolist() == [(task, quality) for task in ("image", "search") for quality in (1, 2, 3)]
 
 
+def test_a_student_that_is_only_compared_is_asked_at_its_best_quality_alone(held: HeldOut, settings: Settings, asked: pd.DataFrame) -> None:
+    options = settings.evaluation.model_copy(update={"intents": 3})
+    frame = student_samples("udrl_promoted", speak, SPACE, True, held, options, calibrated=False)
+    compared = asked[(asked.system == "udrl") & (asked.part == "compare")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(frame, compared.assign(system="udrl_promoted"))
+
+
 def test_an_uncommanded_student_is_given_the_task_alone(held: HeldOut, settings: Settings) -> None:
     options = settings.evaluation.model_copy(update={"intents": 2})
     frame = student_samples("sft", speak, SPACE, False, held, options)

@@ -89,7 +89,7 @@ class Project:
             (scratch / "result" / "weights").write_text(canonical(learned), encoding="utf-8")
             return {"sequences": len(rows)}, {}
 
-        def evaluate(workspace: Workspace, parents: dict[str, str], students: dict[str, Version]) -> Any:
+        def evaluate(workspace: Workspace, parents: dict[str, str], students: dict[str, Version], in_use: dict[str, Version]) -> Any:
             self.reported += 1
             content = content_hash(sorted(parents.items()))
             return SimpleNamespace(content=lambda: content, metrics={"headline": {}}, samples=pd.DataFrame(), seconds={})

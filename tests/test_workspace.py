@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 
 from udrl_pipeline import audit
+from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.verify import verify
 from udrl_pipeline.errors import CorruptArtifact, StoreFull, StoreLocked, StoreUnwritable, UdrlError
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace, git_state
+from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace, asset_of, git_state, in_role
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -370,6 +371,51 @@ def test_a_lock_is_freed_when_its_block_raises(workspace: Workspace) -> None:
         raise ZeroDivisionError
     with workspace.lock("corpus", wait_s=0.2):
         pass
+
+
+def test_who_makes_an_asset_is_told_without_waiting(workspace: Workspace) -> None:
+    with workspace.lock("student/udrl"):
+        [holder] = Workspace(workspace.settings).holders()
+        assert (holder.asset, holder.run_id, holder.process, holder.lives) == ("student/udrl", "run-1", os.getpid(), True)
+        assert datetime.now(UTC) - holder.since < timedelta(minutes=1)
+    assert workspace.holders() == []
+
+
+def test_who_was_killed_while_making_an_asset_is_told_until_it_is_made(workspace: Workspace) -> None:
+    with workspace.lock("corpus"):
+        left = (workspace.folder / ".locks" / "corpus.holder.json").read_text()
+    (workspace.folder / ".locks" / "corpus.holder.json").write_text(left)
+    assert [(holder.asset, holder.lives) for holder in workspace.holders()] == [("corpus", False)]
+    (workspace.folder / ".locks" / "other.holder.json").write_text("{")  # of one that has just begun to write it
+    with workspace.lock("corpus"):
+        pass
+    assert workspace.holders() == []
+
+
+def test_a_version_can_be_made_from_two_versions_of_one_asset(workspace: Workspace) -> None:
+    parents = {"intents": "i1", in_role("intents", "before"): "i0"}
+    for name in ("i0", "i1"):
+        workspace.record(
+            "intents", version=name, fingerprint=name, code_version="c", rows=1, params={}, parents={}, facts={}, write=lambda folder: None
+        )
+    made = record(workspace, parents=parents)
+    found = workspace.find("corpus", "v1")
+    assert found
+    assert (found.parents, found.made_from) == (parents, [("intents", "i1"), ("intents", "i0")])
+    assert (asset_of("intents (before)"), asset_of("intents")) == ("intents", "intents")
+    book = Book(workspace)
+    assert {version.version for version in book.parents(found)} == {"i0", "i1"}
+    assert [v.version for v in book.children(book.versions["intents", "i0"])] == [made.version]
+    assert verify(workspace) == []
+
+
+def test_every_making_of_an_asset_is_there_the_newest_first(workspace: Workspace) -> None:
+    for version in ("v1", "v2"):
+        record(workspace, version, f"f{version}", parents={})
+    record(workspace, "v3", "f3", parents={}, expectations=[Expected("usable", False, True, {})])
+    workspace.reuse("corpus", "fv1")
+    assert [made.version for made in workspace.makings("corpus")] == ["v1", "v2", "v1"]
+    assert (workspace.is_there("corpus", "v1"), workspace.is_there("corpus", "v3")) == (True, False)
 
 
 def test_a_run_is_entered_once_with_what_it_ran_on(workspace: Workspace) -> None:
