@@ -1,11 +1,12 @@
 """What `udrl status` prints."""
 
+import textwrap
 from datetime import datetime
 
 import click
 
 from udrl_pipeline.characters import printable, to_json
-from udrl_pipeline.cli_output import show_table, wrapped
+from udrl_pipeline.cli_output import show_table
 from udrl_pipeline.status import Status
 
 #: Seconds of each unit of an age, the largest first.
@@ -18,7 +19,7 @@ def show_status(found: Status, as_json: bool) -> None:
         click.echo(to_json(found.as_dict()))
         return
     if found.locked:
-        _say("ledger", f"is written to just now, ask again: {found.locked}")
+        _say("ledger", "another process writes to it just now: ask again")
     rows = []
     for s in found.assets:
         made = s.current
@@ -44,7 +45,8 @@ def show_status(found: Status, as_json: bool) -> None:
 
 
 def _say(what: str, text: str) -> None:
-    click.echo(wrapped(f"{what:<10} ", printable(" ".join(text.split()))))
+    start = f"{what:<10} "
+    click.echo(textwrap.fill(printable(text), 80, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False))
 
 
 def age(then: datetime, now: datetime) -> str:

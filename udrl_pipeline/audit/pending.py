@@ -54,9 +54,9 @@ def outlook(workspace: Workspace, builds: Mapping[str, Callable[[Workspace], Ver
             found[asset] = f"cannot be made: {error.what}"
         else:
             made = workspace.current(asset)
-            stale = [parent for parent, _ in made.made_from if parent in found and parent != asset] if made else []
-            if stale:
-                found[asset] = f"{' and '.join(dict.fromkeys(stale))} will have changed"
+            parents = {parent for parent, _ in made.made_from} if made else set()
+            if stale := [parent for parent in found if parent in parents]:
+                found[asset] = f"{' and '.join(stale)} will have changed"
     return found
 
 

@@ -183,7 +183,7 @@ class Workspace:
                 told = json.loads(file.read_text(encoding="utf-8"))
             except (FileNotFoundError, ValueError):
                 continue  # it has just ended, or just begun
-            lock = FileLock(file.with_suffix(".lock"), timeout=0)
+            lock = FileLock(file.with_name(file.name.removesuffix(HOLDER) + ".lock"), timeout=0)
             try:
                 with lock:
                     lives = False
