@@ -84,33 +84,32 @@ def _write(folder: Path, in_use: dict[str, str]) -> None:
 
 
 def decide(workspace: Workspace, entries: list[Promotion]) -> Iterator[Decision]:
-    """What the gate says of the students of the current report that it has a say about and has not judged so before."""
+    """What the gate says of the students of the current report, as far as it has a say and has not said the same before."""
     made = workspace.current(report.ASSET)
-    if made is None:
-        return
-    for student in report.current_students(workspace).values():
-        if made.parents.get(student.asset) == student.version:
-            of_asset = [entry for entry in entries if entry.asset == student.asset]
+    students = report.current_students(workspace).values() if made else ()
+    for student in students:
+        of_asset = [entry for entry in entries if entry.asset == student.asset]
+        if made and made.parents.get(student.asset) == student.version and not _is_settled(of_asset, student.version):
             decision = _judge(workspace, student, made)
-            if not _settled(of_asset, decision):
+            if decision and not any(_same(entry, decision) for entry in of_asset):
                 yield decision
 
 
-def _settled(entries: list[Promotion], decision: Decision) -> bool:
-    """Whether a student is in use, a user has decided with it at hand, or the gate has said the same of it."""
-    if not entries:
-        return False
-    student = decision.student.version
+def _is_settled(entries: list[Promotion], newest: str) -> bool:
+    """Whether the newest student of an asset is in use, or a user has decided when it was the newest already."""
     moved = [entry for entry in entries if entry.action != "refused"]
-    if entries[-1].in_use == student or (moved and moved[-1].decided_by == "user" and moved[-1].figures["newest"] == student):
-        return True
-    return any(
-        (entry.version, entry.action, entry.report, entry.figures) == (student, "refused", decision.report, decision.figures)
-        for entry in entries
-    )
+    if not moved:
+        return False
+    return moved[-1].in_use == newest or (moved[-1].decided_by == "user" and moved[-1].figures["newest"] == newest)
 
 
-def _judge(workspace: Workspace, student: Version, made: Version) -> Decision:
+def _same(entry: Promotion, decision: Decision) -> bool:
+    told = (decision.student.version, decision.action, decision.report, decision.figures)
+    return decision.action == "refused" and (entry.version, entry.action, entry.report, entry.figures) == told
+
+
+def _judge(workspace: Workspace, student: Version, made: Version) -> Decision | None:
+    """The gate's decision; None where the report compares the student with another than the one in use."""
     current = promoted(workspace, student.asset)
     against = current.version if current else None
 
@@ -123,10 +122,9 @@ def _judge(workspace: Workspace, student: Version, made: Version) -> Decision:
         return decision("promoted", "it is the first")
     if fault := unusable(workspace, current):
         return decision("promoted", f"of the one in use, {current.version}: {fault}")
-    options = workspace.settings.promotion
     if made.parents.get(in_role(student.asset, gate.ROLE)) != against:
-        return decision("refused", "the report does not compare it with the one in use")
-    metrics = _metrics(workspace, made)
+        return None
+    metrics, options = _metrics(workspace, made), workspace.settings.promotion
     recipe = student.asset.removeprefix(STUDENTS)
     ratios = metrics["against"].get(recipe, {}).get(gate.key_of(recipe), {}).get("mean", {})
     verdict = gate.judge(ratios, options)

@@ -51,7 +51,8 @@ def outlook(workspace: Workspace, builds: Mapping[str, Callable[[Workspace], Ver
         except _WouldWork as would:
             found[asset] = would.news.reason if would.news.asset == asset else f"{would.news.asset} {would.news.reason}"
         except UdrlError as error:
-            found[asset] = f"cannot be made: {error.what}"
+            waits = found and workspace.current(asset) is None
+            found[asset] = "has no version yet" if waits else f"cannot be made: {error.what}"
         else:
             made = workspace.current(asset)
             parents = {parent for parent, _ in made.made_from} if made else set()
