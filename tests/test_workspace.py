@@ -394,19 +394,19 @@ def test_who_was_killed_while_making_an_asset_is_told_until_it_is_made(workspace
 
 
 def test_a_version_can_be_made_from_two_versions_of_one_asset(workspace: Workspace) -> None:
-    parents = {"intents": "i1", in_role("intents", "before"): "i0"}
+    parents = {"ideas": "i1", in_role("ideas", "before"): "i0"}
     for name in ("i0", "i1"):
         workspace.record(
-            "intents", version=name, fingerprint=name, code_version="c", rows=1, params={}, parents={}, facts={}, write=lambda folder: None
+            "ideas", version=name, fingerprint=name, code_version="c", rows=1, params={}, parents={}, facts={}, write=lambda folder: None
         )
     made = record(workspace, parents=parents)
     found = workspace.find("corpus", "v1")
     assert found
-    assert (found.parents, found.made_from) == (parents, [("intents", "i1"), ("intents", "i0")])
-    assert (asset_of("intents (before)"), asset_of("intents")) == ("intents", "intents")
+    assert (found.parents, found.made_from) == (parents, [("ideas", "i1"), ("ideas", "i0")])
+    assert (asset_of("ideas (before)"), asset_of("ideas")) == ("ideas", "ideas")
     book = Book(workspace)
     assert {version.version for version in book.parents(found)} == {"i0", "i1"}
-    assert [v.version for v in book.children(book.versions["intents", "i0"])] == [made.version]
+    assert [v.version for v in book.children(book.versions["ideas", "i0"])] == [made.version]
     assert verify(workspace) == []
 
 
