@@ -64,13 +64,13 @@ def test_every_module_tells_what_it_is_for(folder: str) -> None:
 
 def test_every_source_that_a_code_version_counts_exists() -> None:
     """And a package file that an asset's code needs is not forgotten when it moves."""
-    from udrl_pipeline import corpus, dataset
+    from udrl_pipeline import corpus, dataset, promotion
     from udrl_pipeline.evaluation import report
     from udrl_pipeline.intents import asset
     from udrl_pipeline.student import training
     from udrl_pipeline.versioning import code_version
 
-    for module in (asset, corpus, dataset, training, report):
+    for module in (asset, corpus, dataset, training, report, promotion):
         started = time.process_time()
         assert len(code_version(module.SOURCES)) == 12
         assert time.process_time() - started < 1

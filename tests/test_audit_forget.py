@@ -21,6 +21,7 @@ from udrl_pipeline.cli import main
 from udrl_pipeline.errors import StoreLocked, StudentError, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import normalise
+from udrl_pipeline.promotion import promote, standings
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.settings import load as load_settings
 from udrl_pipeline.store.tombstones import subject_of
@@ -234,6 +235,19 @@ def test_the_command_asks_deletes_and_lists(made: Workspace, store: Made, params
     listed = json.loads(told)
     assert [(stone["number"], stone["reason"], stone["rows"]) for stone in listed["forgotten"]] == [(1, "GDPR", 3)]
     assert listed["train_again"] == [{"asset": "student/udrl", "version": store.udrl}]
+
+
+def test_a_student_in_use_that_has_learned_it_is_named(made: Workspace, store: Made, params: Path) -> None:
+    udrl = made.find("student/udrl", store.udrl)
+    assert udrl
+    promote(made, udrl, "it is good")
+    result = CliRunner().invoke(main, ["audit", "forget", "--intent", IDEA, "--reason", "GDPR", "--yes", "--params", str(params)])
+    assert f"in use: student/udrl {store.udrl}; the next run puts a newer one into use" in " ".join(result.stdout.split())
+    [standing] = standings(made, "udrl")
+    assert (standing.state, standing.why) == (
+        "current", "promoted by a user: it is good; it has learned from rows that were forgotten since",
+    )  # fmt: skip
+    assert [s.unusable for s in standings(made, "sft")] == [""]
 
 
 def test_a_checkout_after_it_is_whole_and_honours_it(made: Workspace, store: Made, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from test_audit_verify import edit
 from udrl_pipeline import promotion
-from udrl_pipeline.audit.export import as_json
+from udrl_pipeline.audit.export import as_json, as_openlineage
 from udrl_pipeline.audit.pending import News, pending
 from udrl_pipeline.audit.verify import Fault, verify
 from udrl_pipeline.errors import StudentError, UdrlError
@@ -302,6 +302,12 @@ def test_the_export_holds_every_decision(judged: Store) -> None:
     told = as_json(judged.workspace)
     assert told["promotions"] == [entry.as_dict() for entry in judged.workspace.promotions()]
     assert {(v["version"], v["state"]) for v in told["versions"] if v["asset"] == UDRL} == {("a", "current"), ("b", "refused")}
+
+
+def test_a_catalogue_sees_both_students_that_a_report_compares(judged: Store) -> None:
+    events = [json.loads(line) for line in as_openlineage(judged.workspace, "example")]
+    [inputs] = [e["inputs"] for e in events if e["job"]["name"] == report.ASSET][-1:]
+    assert [(i["name"], i["facets"]["version"]["datasetVersion"]) for i in inputs] == [(UDRL, "a"), (UDRL, "b")]
 
 
 # -- what there is ------------------------------------------------------------------------------------------------------------
