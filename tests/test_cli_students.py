@@ -85,6 +85,16 @@ def test_what_cannot_be_done_is_an_error_with_its_remedy(
     assert remedy in told.partition("->")[2]
 
 
+def test_a_damaged_report_is_an_error_and_no_traceback(students: Callable[..., Result], store: Store) -> None:
+    report = store.workspace.current("evaluation_report")
+    assert report
+    (store.workspace.version_folder(report.asset, report.version) / "metrics.json").write_text("{", encoding="utf-8")
+    result = students("list")
+    assert result.exit_code == 2
+    assert "metrics.json: is not valid JSON" in " ".join(result.stderr.split())
+    assert "udrl audit verify" in " ".join(result.stderr.split())
+
+
 def test_the_audit_tells_what_was_decided_about_a_student(students: Callable[..., Result], store: Store) -> None:
     def audit(*arguments: str) -> str:
         return CliRunner().invoke(main, ["audit", *arguments], catch_exceptions=False).stdout

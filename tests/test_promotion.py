@@ -327,6 +327,7 @@ def test_every_student_is_listed_with_its_state_its_figures_and_why(judged: Stor
         ("a", "former", 1.2, 0.8,
          "c took its place: not worse: reward 102.0% [100.0%, 104.0%] of that of the student in use, within the margin of 2.0%"),
     ]  # fmt: skip
+    assert [s.student.version for s in standings(judged.workspace, latest=True)] == ["d", "c"]
     rollback(judged.workspace, "udrl", "a fault")
     assert [(s.student.version, s.state, s.why) for s in standings(judged.workspace)][1::2] == [
         ("c", "former", "rolled back by a user: a fault"), ("a", "current", "rolled back by a user: a fault"),

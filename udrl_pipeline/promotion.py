@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udrl_pipeline.errors import StudentError
+from udrl_pipeline.errors import CorruptArtifact, StudentError
 from udrl_pipeline.evaluation import gate, report
 from udrl_pipeline.store import promotions
 from udrl_pipeline.store.promotions import Action, Promotion, State
@@ -257,8 +257,12 @@ class Standing:
         }  # fmt: skip
 
 
-def standings(workspace: Workspace, recipe: str | None = None) -> list[Standing]:
+def standings(workspace: Workspace, recipe: str | None = None, latest: bool = False) -> list[Standing]:
     """Every student, the newest of each recipe first.
+
+    Args:
+        recipe: Of this recipe alone.
+        latest: Only those in use and the newest of each recipe.
 
     Raises:
         StudentError: There is none of that recipe.
@@ -280,8 +284,11 @@ def standings(workspace: Workspace, recipe: str | None = None) -> list[Standing]
     found = []
     for student in sorted(wanted, key=lambda s: (s.asset != f"{STUDENTS}udrl", s.asset)):
         key = (student.asset, student.version)
+        newest = not found or found[-1].student.asset != student.asset
         undecided: tuple[State, Promotion | None] = ("candidate", None)
         state, since = decided.get(key, undecided)
+        if latest and not newest and state != "current":
+            continue
         means = metrics.means(reports.get(key), student.asset.removeprefix(STUDENTS))
         found.append(
             Standing(student, state, since, unusable(workspace, student), reports.get(key), means.get("reward"), means.get("relevance"))
@@ -297,11 +304,25 @@ class _Metrics:
         self._read: dict[str, Any] = {}
 
     def means(self, version: str | None, recipe: str) -> dict[str, float]:
-        """The mean of each measure of a recipe's student; empty where the report is gone."""
+        """The mean of each measure of a recipe's student; empty where the report is gone.
+
+        Raises:
+            CorruptArtifact: The report's figures cannot be read.
+        """
         if version is None:
             return {}
-        file = self._workspace.version_folder(report.ASSET, version) / "metrics.json"
         if version not in self._read:
-            self._read[version] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            self._read[version] = self._figures(self._workspace.version_folder(report.ASSET, version) / "metrics.json")
         figures = self._read[version].get("systems", {}).get(recipe, {}).get("figures", {}).get("mean", {})
         return {name: figure["value"] for name, figure in figures.items()}
+
+    @staticmethod
+    def _figures(file: Path) -> Any:
+        if not file.exists():
+            return {}
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorruptArtifact(
+                f"is not valid JSON ({error})", where=str(file), remedy="`udrl audit verify` names what was changed"
+            ) from error

@@ -113,12 +113,11 @@ def status(workspace: Workspace, running: list[Running], failed: list[Failed]) -
         newest = {made.asset: made for made in workspace.ledger()}
         shown = [asset for asset in BUILDS if asset in DEFAULT or asset in newest]
         stale = outlook(workspace, {asset: BUILDS[asset] for asset in shown})
-        found = standings(workspace)
         return Status(
             now, running, [*failed, *_failed_checks(workspace, newest, failed)],
             [Standard(a, workspace.current(a), newest[a].verdict if a in newest else "", stale.get(a, "")) for a in shown],
             dict(Counter((aside.asset, aside.row.reason) for aside in quarantine(workspace))),
-            [s for place, s in enumerate(found) if s.state == "current" or not place or found[place - 1].student.asset != s.student.asset],
+            standings(workspace, latest=True),
         )  # fmt: skip
     except StoreLocked as error:
         return Status(now, running, failed, locked=error.what)
