@@ -213,6 +213,13 @@ def test_rollback_goes_back_step_by_step_as_far_as_there_were_students(judged: S
         rollback(judged.workspace, "sft", "back")
 
 
+def test_the_student_that_ships_with_the_package_is_a_start_and_in_no_list(judged: Store) -> None:
+    shipped = judged.record("student/recorded", "r", {}, lambda folder: None)
+    assert [s.student.version for s in standings(judged.workspace)] == ["b", "a"]
+    with pytest.raises(StudentError, match="student/recorded r is no student"):
+        promote(judged.workspace, shipped, "because")
+
+
 @pytest.mark.parametrize(("what", "asset", "version"), [("is no student", report.ASSET, None), ("is in use already", UDRL, "a")])
 def test_what_cannot_be_promoted_is_refused_with_the_reason(judged: Store, what: str, asset: str, version: str | None) -> None:
     found = judged.workspace.find(asset, version) if version else judged.workspace.current(asset)

@@ -17,7 +17,7 @@ from udrl_pipeline.evaluation import gate, report
 from udrl_pipeline.store import promotions
 from udrl_pipeline.store.promotions import Action, Promotion, State
 from udrl_pipeline.store.workspace import Version, Workspace, in_role
-from udrl_pipeline.student.channel import promoted, unusable
+from udrl_pipeline.student.channel import is_student, promoted, unusable
 from udrl_pipeline.student.training import STUDENTS
 from udrl_pipeline.versioning import code_version, content_hash
 
@@ -174,7 +174,7 @@ def promote(workspace: Workspace, student: Version, reason: str) -> Promotion:
         StoreLocked: The gate is at work.
     """
     where = "udrl students promote"
-    if not student.asset.startswith(STUDENTS):
+    if not is_student(student.asset):
         raise StudentError(f"{student.asset} {student.version} is no student", where=where, remedy="`udrl students list` names them")
     if student.verdict != "PASS":
         raise StudentError(f"{student.asset} {student.version} did not pass its checks", where=where, remedy="name another")
@@ -270,7 +270,7 @@ def standings(workspace: Workspace, recipe: str | None = None, latest: bool = Fa
     ledger = [made for made in workspace.ledger() if made.verdict == "PASS"]
     students: dict[tuple[str, str], Version] = {}
     for made in reversed(ledger):
-        if made.asset.startswith(STUDENTS):
+        if is_student(made.asset):
             students.setdefault((made.asset, made.version), made)
     wanted = [student for student in students.values() if recipe in (None, student.asset.removeprefix(STUDENTS))]
     if recipe and not wanted:

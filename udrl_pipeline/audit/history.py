@@ -9,7 +9,7 @@ from udrl_pipeline.audit.changes import Change, changed_settings
 from udrl_pipeline.store import promotions
 from udrl_pipeline.store.promotions import Promotion, State
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student.training import STUDENTS
+from udrl_pipeline.student.channel import is_student
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
 
 def state_of(version: Version, states: Mapping[tuple[str, str], tuple[State, Promotion]]) -> State | None:
     """How a student stands; None of a version of another asset, or one that did not pass."""
-    if not version.asset.startswith(STUDENTS) or version.verdict != "PASS":
+    if not is_student(version.asset) or version.verdict != "PASS":
         return None
     return states[version.asset, version.version][0] if (version.asset, version.version) in states else "candidate"
 
