@@ -337,7 +337,7 @@ def test_every_student_is_listed_with_its_state_its_figures_and_why(judged: Stor
     assert [s.student.version for s in standings(judged.workspace, latest=True)] == ["d", "c"]
     rollback(judged.workspace, "udrl", "a fault")
     assert [(s.student.version, s.state, s.why) for s in standings(judged.workspace)][1::2] == [
-        ("c", "former", "rolled back by a user: a fault"), ("a", "current", "rolled back by a user: a fault"),
+        ("c", "former", "rolled back by a user: a fault"), ("a", "current", "put back into use by a user: a fault"),
     ]  # fmt: skip
     with pytest.raises(StudentError, match=r"no student of recipe 'sft'(.|\n)*recipes with students: udrl"):
         standings(judged.workspace, "sft")

@@ -244,8 +244,11 @@ class Standing:
             told = "not judged yet"
         elif self.state == "former" and entry.version != self.student.version:
             told = f"{entry.in_use} took its place: {entry.reason}"
+        elif entry.decided_by == "gate":
+            told = entry.reason
         else:
-            told = f"{entry.action} by a user: {entry.reason}" if entry.decided_by == "user" else entry.reason
+            done = "put back into use" if entry.in_use == self.student.version and entry.action == "rolled back" else entry.action
+            told = f"{done} by a user: {entry.reason}"
         return f"{told}; {self.unusable}" if self.unusable else told
 
     def as_dict(self) -> dict[str, Any]:

@@ -110,12 +110,14 @@ def status(workspace: Workspace, running: list[Running], failed: list[Failed]) -
     failed = [*(f for f in failed if f.run_id not in {k.run_id for k in killed}), *killed]
     now = datetime.now(UTC)
     try:
-        newest = {made.asset: made for made in workspace.ledger()}
+        ledger = workspace.ledger()
+        newest = {made.asset: made for made in ledger}
+        current = {made.asset: made for made in ledger if made.verdict == "PASS"}
         shown = [asset for asset in BUILDS if asset in DEFAULT or asset in newest]
         stale = outlook(workspace, {asset: BUILDS[asset] for asset in shown})
         return Status(
             now, running, [*failed, *_failed_checks(workspace, newest, failed)],
-            [Standard(a, workspace.current(a), newest[a].verdict if a in newest else "", stale.get(a, "")) for a in shown],
+            [Standard(a, current.get(a), newest[a].verdict if a in newest else "", stale.get(a, "")) for a in shown],
             dict(Counter((aside.asset, aside.row.reason) for aside in quarantine(workspace))),
             standings(workspace, latest=True),
         )  # fmt: skip

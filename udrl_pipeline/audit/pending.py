@@ -8,6 +8,7 @@ from typing import Any
 from udrl_pipeline.audit.changes import changed_settings
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.versioning import canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ def pending(workspace: Workspace, builds: Sequence[Callable[[Workspace], Version
     Raises:
         UdrlError: An input is broken, as it would be in the run.
     """
-    rehearsal = _Rehearsal(workspace.settings, workspace.run_id)
+    rehearsal = _Rehearsal(workspace)
     for build in builds:
         try:
             build(rehearsal)
@@ -42,8 +43,7 @@ def outlook(workspace: Workspace, builds: Mapping[str, Callable[[Workspace], Ver
     Args:
         builds: By asset, in their order: an asset stands after those that it is made from.
     """
-    rehearsal = _Rehearsal(workspace.settings, workspace.run_id)
-    rehearsal.database = workspace.database
+    rehearsal = _Rehearsal(workspace)
     found: dict[str, str] = {}
     for asset, build in builds.items():
         try:
@@ -51,10 +51,10 @@ def outlook(workspace: Workspace, builds: Mapping[str, Callable[[Workspace], Ver
         except _WouldWork as would:
             found[asset] = would.news.reason if would.news.asset == asset else f"{would.news.asset} {would.news.reason}"
         except UdrlError as error:
-            waits = found and workspace.current(asset) is None
+            waits = found and rehearsal.current(asset) is None
             found[asset] = "has no version yet" if waits else f"cannot be made: {error.what}"
         else:
-            made = workspace.current(asset)
+            made = rehearsal.current(asset)
             parents = {parent for parent, _ in made.made_from} if made else set()
             if stale := [parent for parent in found if parent in parents]:
                 found[asset] = f"{' and '.join(stale)} will have changed"
@@ -68,7 +68,13 @@ class _WouldWork(Exception):
 
 
 class _Rehearsal(Workspace):
-    """A workspace in which every build ends where it has found its version, or would have to make it."""
+    """A workspace in which every build ends where it has found its version, or would have to make it. What it has read once it
+    reads no more."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__(workspace.settings, workspace.run_id)
+        self.database = workspace.database
+        self._known: dict[str, list[Version]] = {}
 
     @contextmanager
     def lock(self, asset: str, wait_s: float = 30.0) -> Iterator[None]:
@@ -96,6 +102,12 @@ class _Rehearsal(Workspace):
 
     def record(self, asset: str, **_: Any) -> Version:
         raise AssertionError(f"{asset}: a build recorded a version without asking for one that is there already")
+
+    def _read(self, condition: str, values: list[Any]) -> list[Version]:
+        question = canonical([condition, values])
+        if question not in self._known:
+            self._known[question] = super()._read(condition, values)
+        return self._known[question]
 
     def _difference(self, current: Version) -> str:
         if current.code_version != self._inputs["code_version"]:
