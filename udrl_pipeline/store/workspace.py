@@ -1,6 +1,7 @@
 """What every step needs at hand: settings, tasks, the DuckDB file, the versions' folders, and this run's identity."""
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -29,6 +30,8 @@ from udrl_pipeline.store.tables import holdings
 from udrl_pipeline.store.tombstones import Forgotten, Tombstone
 from udrl_pipeline.tasks import Task, load_tasks
 from udrl_pipeline.versioning import canonical, content_hash, files_sha256
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch",
@@ -163,9 +166,11 @@ class Workspace:
                 raise StoreLocked(f"another process is making {asset}", where=str(path), remedy="wait until that run has ended") from None
         holder = path.with_suffix(HOLDER)
         try:
-            with typed_errors(path):
-                told = {"asset": asset, "run_id": self.run_id, "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
+            told = {"asset": asset, "run_id": self.run_id, "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
+            try:
                 holder.write_text(json.dumps(told), encoding="utf-8")
+            except OSError as error:  # a full disk stops nobody who finds everything made
+                logger.warning("`udrl status` cannot tell who makes %s: %s", asset, error)
             for left in (self.folder / asset).glob(".*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
