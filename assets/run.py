@@ -43,7 +43,7 @@ IN_THIS_PROCESS = {
 
 @dataclass(frozen=True)
 class Wish:
-    """What `udrl run` was asked for: assets (default: those of the job `retrain`), single settings, and what to do with the results."""
+    """What `udrl run` was asked for: assets (default: those of the job `everything`), single settings, and what to do with the results."""
 
     select: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
