@@ -1,13 +1,14 @@
 """When an asset is made without a click: automation by data version, and how old an asset may grow."""
 
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
 from udrl_pipeline.settings import load
 
 
-def on_new_data(*, not_needed: dg.AssetSelection | None = None) -> dg.AutomationCondition:
+def on_new_data(*, not_needed: dg.AssetSelection | None = None) -> dg.AutomationCondition[Any]:
     """Make an asset when what it is made from has a new data version, its code has changed, or there is none yet.
 
     A parent that was materialised again with the same data version asks for nothing. Nothing starts while a parent is missing or
@@ -20,7 +21,9 @@ def on_new_data(*, not_needed: dg.AssetSelection | None = None) -> dg.Automation
     missing = condition.any_deps_missing()
     if not_needed is not None:
         missing = missing.ignore(not_needed)
-    new = condition.any_deps_match(condition.data_version_changed()) | condition.code_version_changed() | condition.newly_missing()
+    new: dg.AutomationCondition[Any] = (
+        condition.any_deps_match(condition.data_version_changed()) | condition.code_version_changed() | condition.newly_missing()
+    )
     return (
         new.since_last_handled()
         & ~missing

@@ -46,9 +46,11 @@ def _run(command: str, message: str, timeout_s: float) -> str:
         arguments = shlex.split(command)
     except ValueError as error:
         raise _error(COMMAND_ENV, f"cannot be taken apart: {error}") from None
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nowhere = subprocess.DEVNULL
     try:
-        with subprocess.Popen(arguments, stdin=subprocess.PIPE, text=True, start_new_session=True, **quiet) as process:
+        with subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, text=True, start_new_session=True
+        ) as process:
             try:
                 process.communicate(message, timeout=timeout_s)
             except BaseException as error:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from udrl_pipeline.intents import sources
 from udrl_pipeline.intents.readers import files_in
@@ -29,7 +30,7 @@ class Look:
 
     @classmethod
     def parse(cls, text: str | None) -> "Look":
-        values = json.loads(text) if text else {"settled": {}, "moving": {}, "runs": 0}
+        values: dict[str, Any] = json.loads(text) if text else {"settled": {}, "moving": {}, "runs": 0}
         settled, moving = ({name: tuple(of_it) for name, of_it in values[part].items()} for part in ("settled", "moving"))
         return cls(settled, moving, values["runs"])
 
