@@ -21,9 +21,8 @@ def on_new_data(*, not_needed: dg.AssetSelection | None = None) -> dg.Automation
     missing = condition.any_deps_missing()
     if not_needed is not None:
         missing = missing.ignore(not_needed)
-    new: dg.AutomationCondition[Any] = (
-        condition.any_deps_match(condition.data_version_changed()) | condition.code_version_changed() | condition.newly_missing()
-    )
+    changed = condition.any_deps_match(condition.data_version_changed())
+    new: dg.AutomationCondition[Any] = changed | condition.code_version_changed() | condition.newly_missing()
     return (
         new.since_last_handled()
         & ~missing

@@ -27,6 +27,8 @@ from filelock import FileLock, Timeout
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARK = "UDRL_OPERATIONS_MARK"
 POOLS = ("duckdb", "compute", "teacher")
+#: What stays when no run is under way, by a part of its command line.
+SERVICES = ("dagster dev", "dagster-webserver", "dagster_webserver", "dagster._daemon", "dagster-daemon", "api grpc", "code-server")
 T = TypeVar("T")
 
 
@@ -65,15 +67,9 @@ class Deployment:
             self.port = free.getsockname()[1]
         bin = Path(sys.executable).parent
         command = [str(bin / "dagster"), "dev", "--port", str(self.port)] if self.webserver else [str(bin / "dagster-daemon"), "run"]
+        command += ["-m", "assets.definitions"]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "-m", "assets.definitions"],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self.process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         os.environ["DAGSTER_HOME"] = str(self.folder)
         with contextlib.chdir(self.folder):  # dagster.yaml names its folders relative to the project
             self.instance = dg.DagsterInstance.get()
