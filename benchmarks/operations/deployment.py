@@ -15,13 +15,14 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import dagster as dg
 import psutil
 import yaml
+from dagster._core.instance.ref import InstanceRef
 from filelock import FileLock, Timeout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,8 +41,9 @@ def make_project(folder: Path, overrides: Mapping[str, Any]) -> None:
         values[section][name] = value
     (folder / "presets").mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    for file in ("presets/tiny.yaml", "dagster.yaml"):
-        shutil.copyfile(REPOSITORY / file, folder / file)
+    shutil.copyfile(REPOSITORY / "presets/tiny.yaml", folder / "presets/tiny.yaml")
+    instance = (REPOSITORY / "dagster.yaml").read_text(encoding="utf-8")
+    (folder / "dagster.yaml").write_text(instance.replace("base_dir: .dagster", f"base_dir: {folder}/.dagster"), encoding="utf-8")
 
 
 class Deployment:
@@ -70,12 +72,9 @@ class Deployment:
         command += ["-m", "assets.definitions"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True)
-        os.environ["DAGSTER_HOME"] = str(self.folder)
-        with contextlib.chdir(self.folder):  # dagster.yaml names its folders relative to the project
-            self.instance = dg.DagsterInstance.get()
+        self.instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(self.folder)))
         if self.webserver:
             wait(lambda: self._serves(), 120, "the webserver")
-        self.daemons = {process.pid for process in self.processes()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -259,10 +258,3 @@ def wait(until: Callable[[], T], seconds: float, what: str) -> T:
             raise TimeoutError(f"{what} did not come within {seconds:g} s")
         time.sleep(0.3)
     return found
-
-
-@contextlib.contextmanager
-def timed(into: dict[str, float], name: str) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    into[name] = round(time.monotonic() - began, 1)
