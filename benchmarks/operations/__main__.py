@@ -36,7 +36,7 @@ HOW = {"cancel": "Terminate in the UI", "step": "SIGKILL of the step", "worker":
 #: The assets in which runs are ended, and the longest time into their step.
 WHERE = {"teacher_corpus": 25.0, "labeled_dataset": 2.5, "student/udrl": 12.0, "evaluation_report": 12.0}
 #: One task and few ideas, so that a run takes a minute.
-BASE: dict[str, Any] = {"intents": {"builtin": 60}, "tasks": {"names": ["image"]}, "teacher": {"recorded": False}}
+BASE: dict[str, Any] = {"intents": {"builtin": 60}, "tasks": {"names": ["image"]}, "teacher": {"samples": 1}}
 
 
 @dataclass(frozen=True)

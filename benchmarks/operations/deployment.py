@@ -203,17 +203,7 @@ class Deployment:
         kept = []
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                line = " ".join(process.cmdline())
-                services = (
-                    "dagster dev",
-                    "dagster-webserver",
-                    "dagster_webserver",
-                    "dagster._daemon",
-                    "dagster-daemon",
-                    "api grpc",
-                    "code-server",
-                )
-                if not any(service in line for service in services) and "resource_tracker" not in line:
+                if process.pid not in self.services and "resource_tracker" not in " ".join(process.cmdline()):
                     kept.append(process)
         return kept
 
