@@ -268,6 +268,12 @@ class ScheduleSettings(_Settings):
     age_days: float = Field(30, gt=0, description="... or the student is this old, and anything is new (days)")
     changes: bool = Field(True, description="... or a setting or the code of scoring, training or evaluation has changed")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_cron_expression_alone(cls, value: Any) -> Any:
+        """As it stood in params.yaml, and stands in the ledger, from before there were rules."""
+        return {"cron": value} if isinstance(value, str) else value
+
     @field_validator("cron")
     @classmethod
     def _is_cron(cls, cron: str) -> str:
