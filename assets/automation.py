@@ -24,7 +24,7 @@ def on_new_data(*, not_needed: dg.AssetSelection | None = None) -> dg.Automation
     changed = condition.any_deps_match(condition.data_version_changed())
     new: dg.AutomationCondition[Any] = changed | condition.code_version_changed() | condition.newly_missing()
     return (
-        new.since_last_handled()
+        new.since(condition.newly_requested() | condition.newly_updated())
         & ~missing
         & ~condition.any_deps_in_progress()
         & ~condition.in_progress()

@@ -39,10 +39,8 @@ def _named(files: Iterable[str]) -> str:
 def tell_of_failures(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
     """Calls $UDRL_ON_FAILURE_COMMAND and $UDRL_ON_FAILURE_WEBHOOK with what failed, as JSON. A hook that fails shows in the tick."""
     run = context.dagster_run
-    steps = [
-        {"step": event.step_key, "error": event.step_failure_data.error.message.strip() if event.step_failure_data.error else ""}
-        for event in context.get_step_failure_events()
-    ]
+    failures = [(event.step_key, event.step_failure_data.error) for event in context.get_step_failure_events()]
+    steps = [{"step": step, "error": (error.cause or error).message.strip() if error else ""} for step, error in failures]
     message = {"run_id": run.run_id, "job": run.job_name, "message": context.failure_event.message, "steps": steps, "tags": dict(run.tags)}
     called = hook.tell(message)
     if not called:

@@ -16,6 +16,9 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student.recipes import RECIPES
 
+#: Resolved here: an instance for tests, once disposed of, would stand in the way.
+KNOWN = defs.get_repository_def()
+
 
 @pytest.fixture
 def tick(params: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -24,7 +27,7 @@ def tick(params: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(jobs, "DEFAULT", jobs.DATA[:2])
 
     def tick(overrides: dict[str, Any] | None = None, under_way: dg.DagsterRun | None = None) -> Any:
-        with dg.DagsterInstance.ephemeral() as instance, dg.build_schedule_context(instance) as context:
+        with dg.instance_for_test() as instance, dg.build_schedule_context(instance) as context:
             if under_way:
                 instance.add_run(under_way)
             return jobs.retraining(context, store=Store(params=str(params), overrides=overrides or {}))
@@ -94,13 +97,13 @@ def test_it_waits_for_the_run_that_is_under_way(tick: Callable[..., Any]) -> Non
 
 
 def test_it_is_off_until_it_is_switched_on_and_looks_when_the_settings_say() -> None:
-    [schedule] = defs.get_repository_def().schedule_defs
+    [schedule] = KNOWN.schedule_defs
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
     assert (schedule.cron_schedule, schedule.execution_timezone, schedule.job_name) == ("0 3 * * *", "UTC", "everything")
 
 
 def test_retrain_only_names_its_recipe_in_the_launchpad() -> None:
-    job = defs.resolve_job_def("retrain_only")
+    job = KNOWN.get_job("retrain_only")
     assert job.run_config == {"resources": {"store": {"config": {"recipes": ["udrl"]}}}}
 
 
@@ -118,7 +121,7 @@ def test_a_run_trains_the_recipes_that_it_names_and_no_other(params: Path, monke
     for recipes in (["sft"], None):
         trained.clear()
         config = {"params": str(params), "recipes": recipes} if recipes else {"params": str(params)}
-        result = defs.resolve_job_def("retrain_only").execute_in_process(
+        result = KNOWN.get_job("retrain_only").execute_in_process(
             run_config={"resources": {"store": {"config": config}}}, instance=dg.DagsterInstance.ephemeral()
         )
         made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}

@@ -79,7 +79,7 @@ def test_the_same_file_dropped_again_starts_nothing(sensor: Sensor, settings: Se
 def test_ideas_that_are_known_already_start_nothing(sensor: Sensor, settings: Settings) -> None:
     sensor.drop("ideas.csv", "intent\nred kite over the moor\n")
     asset.build(Workspace(settings))  # by a run from the terminal, before the sensor was turned on
-    sensor.drop("more.csv", "intent\nRed  kite over the moor\n")
+    sensor.drop("more.csv", "intent\nred  kite over the moor\n")
     assert sensor.ticks(2)[1] == "what they hold is known already: ideas.csv, more.csv"
 
 

@@ -2,9 +2,9 @@
 
     make operations                             (ARGS="--minutes 5" does as much as fits, and the next call goes on from there)
 
-`dagster dev` runs as `make ui` runs it, on the preset `tiny`; runs are launched and cancelled through the UI's own GraphQL. A run is
+`dagster dev` runs as `make ui` runs it, on a small project; runs are launched and cancelled through the UI's own GraphQL. A run is
 ended in turn by the button Terminate, by SIGKILL of its step and by SIGKILL of its worker, in turn in the teacher's corpus (vLLM first,
-where it is installed, then transformers), the dataset, a training and an evaluation. After each the daemon has a minute to leave no
+where it is installed, then a slow endpoint), the dataset, a training and an evaluation. After each the daemon has a minute to leave no
 process, no slot of a pool and no lock. Retries are switched off for these runs, so that each kill stays alone. At the end a run
 with the settings of the last kills has to complete.
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import dagster as dg
 
-from benchmarks.operations.deployment import REPOSITORY, Deployment, make_project, wait
+from benchmarks.operations.deployment import REPOSITORY, Deployment, Endpoint, wait
 from udrl_pipeline.store.database import Database
 
 RESULTS = REPOSITORY / "docs" / "results"
@@ -35,8 +35,6 @@ PATIENCE_S = 60.0
 HOW = {"cancel": "Terminate in the UI", "step": "SIGKILL of the step", "worker": "SIGKILL of the run's worker"}
 #: The assets in which runs are ended, and the longest time into their step.
 WHERE = {"teacher_corpus": 25.0, "labeled_dataset": 2.5, "student/udrl": 12.0, "evaluation_report": 12.0}
-#: One task and few ideas, so that a run takes a minute.
-BASE: dict[str, Any] = {"intents": {"builtin": 60}, "tasks": {"names": ["image"]}, "teacher": {"samples": 1}}
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,9 @@ class Ending:
 
 def config(number: int, where: str, engine: str) -> dict[str, Any]:
     """What the launchpad sets for the run of a kill: something that gives the asset work to do."""
-    chosen: dict[str, Any] = json.loads(json.dumps(BASE))
-    chosen["teacher"]["engine"] = engine
+    chosen: dict[str, Any] = {}
     if where == "teacher_corpus":
-        chosen["teacher"]["temperature"] = round(0.6 + number / 100, 2)
+        chosen["teacher"] = {"engine": engine, "temperature": round(0.6 + number / 100, 2)}
     elif where == "labeled_dataset":
         chosen["overrides"] = {"rewards.gain_cap": round(0.5 + number / 100, 2)}
     elif where == "student/udrl":
@@ -77,9 +74,9 @@ def config(number: int, where: str, engine: str) -> dict[str, Any]:
 
 def plan() -> list[tuple[str, str, str]]:
     """How, where, and with which engine each run is ended."""
-    first = "vllm" if importlib.util.find_spec("vllm") else "transformers"
+    first = "vllm" if importlib.util.find_spec("vllm") else "server"
     ways = [(how, where) for where in WHERE for how in HOW]
-    return [(*ways[number % len(ways)], first if number < len(ways) else "transformers") for number in range(KILLS)]
+    return [(*ways[number % len(ways)], first if number < len(ways) else "server") for number in range(KILLS)]
 
 
 def end_a_run(deployment: Deployment, number: int, draw: random.Random) -> Ending:
@@ -109,7 +106,7 @@ def end_a_run(deployment: Deployment, number: int, draw: random.Random) -> Endin
             left[name] = round(time.monotonic() - began, 1)
         except TimeoutError:
             left[name] = None
-    with Database(deployment.folder / "artifacts" / "tiny" / "udrl.duckdb", wait_s=2).writer() as connection:
+    with Database(deployment.folder / "artifacts" / "udrl.duckdb", wait_s=2).writer() as connection:
         connection.execute("SELECT 1")
     status = deployment.status(run).value.lower()
     return Ending(how, where, engine, round(after, 1), **left, status=status, children=children, locks=deployment.locks_held())
@@ -121,10 +118,9 @@ def go_on(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"endings": [], "first": None, "last": None}
     deadline = time.monotonic() + 60 * minutes
     project = folder / "project"
-    make_project(project, {})
-    with Deployment(project, webserver=True) as deployment:
+    with Endpoint(seconds=1.0) as endpoint, Deployment(project, endpoint.url, webserver=True) as deployment:
         if state["first"] is None:
-            state["first"] = _whole_run(deployment, {**BASE, "teacher": BASE["teacher"] | {"engine": "transformers"}})
+            state["first"] = _whole_run(deployment, {})
             file.write_text(json.dumps(state), encoding="utf-8")
         while (number := len(state["endings"])) < KILLS and time.monotonic() < deadline:
             ending = end_a_run(deployment, number, random.Random(f"{seed}/{number}"))
@@ -133,9 +129,8 @@ def go_on(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
             took = f"run {ending.ended_s} s, processes {ending.gone_s} s, slots {ending.free_s} s"
             print(f"{number + 1:3} of {KILLS}  {HOW[ending.how]:28} {ending.where:18} {took}  {ending.harm or 'nothing left'}", flush=True)
         if len(state["endings"]) == KILLS and state["last"] is None and time.monotonic() < deadline:
-            of_kills = [config(number, plan()[number][1], "transformers") for number in range(KILLS)]
-            last = {**of_kills[0], **{name: section for chosen in of_kills for name, section in chosen.items()}}
-            last["teacher"] = [chosen["teacher"] for chosen in of_kills if "temperature" in chosen["teacher"]][-1]
+            of_kills = [config(number, plan()[number][1], "server") for number in range(KILLS)]
+            last = {name: section for chosen in of_kills for name, section in chosen.items()}
             state["last"] = _whole_run(deployment, last)
             file.write_text(json.dumps(state), encoding="utf-8")
     return state
@@ -172,7 +167,7 @@ def _times(endings: list[Ending], name: str) -> str:
 
 PAGE = """# {done} runs cancelled or killed
 
-`dagster dev` as `make ui` runs it, on the preset `tiny` with 60 ideas of one task. Each run is launched from the launchpad's GraphQL and
+`dagster dev` as `make ui` runs it, on the small project of `make torture`. Each run is launched from the launchpad's GraphQL and
 ended in the middle of its step: by the button Terminate, by SIGKILL of the step's process, or by SIGKILL of the run's worker; in turn in
 the teacher's corpus ({engines}), the dataset, a training and an evaluation. Nothing is cleaned up between them but by the pipeline and
 Dagster's daemon, which has {patience:g} s. Seconds are counted from the signal, as median and longest.

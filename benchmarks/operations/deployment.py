@@ -1,4 +1,4 @@
-"""Dagster as a team runs it, on a project in a folder of its own: code server, daemon and (if wanted) webserver, as processes.
+"""Dagster as a team runs it, on a small project in a folder of its own: code server, daemon and (if wanted) webserver, as processes.
 
 Used by `benchmarks/operations` and by the slow tests. Everything that it starts carries a mark in its environment, so that what a run
 leaves behind is found wherever it hangs.
@@ -7,15 +7,16 @@ leaves behind is found wherever it hangs.
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,23 +26,70 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from filelock import FileLock, Timeout
 
+from benchmarks.torture.pipeline import SMALL, Teacher
+from udrl_pipeline.settings import _merge
+from udrl_pipeline.teacher import Request
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARK = "UDRL_OPERATIONS_MARK"
 POOLS = ("duckdb", "compute", "teacher")
-#: What stays when no run is under way, by a part of its command line.
-SERVICES = ("dagster dev", "dagster-webserver", "dagster_webserver", "dagster._daemon", "dagster-daemon", "api grpc", "code-server")
 T = TypeVar("T")
 
 
-def make_project(folder: Path, overrides: Mapping[str, Any]) -> None:
-    """A project on the preset `tiny`, with these keys of params.yaml set otherwise."""
+class Endpoint:
+    """A teacher behind an OpenAI endpoint that makes its texts up. A context.
+
+    Args:
+        seconds: How long it takes to answer.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._send({"object": "list", "data": [{"id": "teacher", "object": "model"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                time.sleep(seconds)
+                reply = Teacher._answer(Request(body["messages"], max_tokens=40, temperature=0.5, top_p=0.9, repetition_penalty=1.0))
+                choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply.text}}
+                usage = {"completion_tokens": reply.tokens, "prompt_tokens": 1, "total_tokens": reply.tokens + 1}
+                self._send({"id": "1", "object": "chat.completion", "created": 1, "model": "teacher", "choices": [choice], "usage": usage})
+
+            def _send(self, answer: Any) -> None:
+                data = json.dumps(answer).encode()
+                with contextlib.suppress(OSError):  # the client was killed
+                    self.send_response(200)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def __enter__(self) -> "Endpoint":
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def make_project(folder: Path, url: str) -> None:
+    """A project as small as that of `make torture`, whose teacher is behind an endpoint."""
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    for key, value in overrides.items():
-        section, name = key.split(".")
-        values[section][name] = value
-    (folder / "presets").mkdir(parents=True, exist_ok=True)
+    for name, section in [*SMALL.items(), ("teacher", {"server": {"base_url": url}})]:
+        values[name] = _merge(values[name], section)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    shutil.copyfile(REPOSITORY / "presets/tiny.yaml", folder / "presets/tiny.yaml")
     instance = (REPOSITORY / "dagster.yaml").read_text(encoding="utf-8")
     (folder / "dagster.yaml").write_text(instance.replace("base_dir: .dagster", f"base_dir: {folder}/.dagster"), encoding="utf-8")
 
@@ -50,20 +98,26 @@ class Deployment:
     """A project's Dagster. A context: its processes end with it.
 
     Args:
+        teacher: The address of its teacher.
         webserver: With it `dagster dev` is run, as `make ui` does; without it the daemon alone.
     """
 
-    def __init__(self, folder: Path, *, webserver: bool, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, teacher: str, *, webserver: bool, environment: Mapping[str, str] | None = None) -> None:
+        make_project(folder, teacher)
         self.folder, self.webserver = folder, webserver
         self.mark = uuid.uuid4().hex
         self.environment = {
-            **os.environ, "DAGSTER_HOME": str(folder), "UDRL_PARAMS": str(folder / "params.yaml"), "UDRL_PRESET": "tiny",
+            **os.environ, "DAGSTER_HOME": str(folder), "UDRL_PARAMS": str(folder / "params.yaml"), "UDRL_PRESET": "",
             "UDRL_MODELS": os.environ.get("UDRL_MODELS", str(REPOSITORY / ".models")), "PYTHONPATH": str(REPOSITORY),
             "HF_HUB_OFFLINE": "1", MARK: self.mark, **(environment or {}),
         }  # fmt: skip
         self.log = folder / "dagster.log"
 
     def __enter__(self) -> "Deployment":
+        self.instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(self.folder)))
+        self.instance.get_runs(limit=1)  # before others do: SQLite's tables are made once
+        self.instance.event_log_storage.get_concurrency_keys()
+        self.instance.all_instigator_state()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -72,9 +126,12 @@ class Deployment:
         command += ["-m", "assets.definitions"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True)
-        self.instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(self.folder)))
-        if self.webserver:
-            wait(lambda: self._serves(), 120, "the webserver")
+        try:
+            if self.webserver:
+                wait(self._serves, 120, "the webserver")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,6 +157,7 @@ class Deployment:
         return field
 
     def _serves(self) -> bool:
+        assert self.process.poll() is None, f"Dagster ended by itself, see {self.log}"
         try:
             found = self.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }")
         except OSError:
@@ -231,7 +289,7 @@ class Deployment:
     def locks_held(self) -> list[str]:
         """The locks of the store that somebody holds."""
         held = []
-        for path in (self.folder / "artifacts" / "tiny" / ".locks").glob("*.lock"):
+        for path in (self.folder / "artifacts" / ".locks").glob("*.lock"):
             try:
                 with FileLock(path, timeout=0):
                     pass
