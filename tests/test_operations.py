@@ -1,8 +1,9 @@
-"""A deployment as a team has it, on the preset `tiny` with the real models: what happens without a click, and what repairs what.
+"""A deployment as a team has it, on a small project: what happens without a click, and what repairs what.
 
 `make proof` runs these (some minutes); `make operations` ends twenty runs in a row.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import dagster as dg
 import pytest
 
 from benchmarks.operations import __main__ as operations
-from benchmarks.operations.deployment import Deployment, make_project, wait
+from benchmarks.operations.deployment import Deployment, Endpoint, wait
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Workspace
 
@@ -19,7 +20,7 @@ DEFAULT = {"intents", "teacher_corpus", "labeled_dataset", "student/udrl", "eval
 
 
 def workspace_of(deployment: Deployment) -> Workspace:
-    return Workspace(load(deployment.folder / "params.yaml", preset="tiny"))
+    return Workspace(load(deployment.folder / "params.yaml", preset=""))
 
 
 def runs(deployment: Deployment) -> list[dg.DagsterRun]:
@@ -30,8 +31,7 @@ def runs(deployment: Deployment) -> list[dg.DagsterRun]:
 @pytest.fixture
 def idle(tmp_path: Path) -> Iterator[Deployment]:
     """A daemon without a webserver, that has nothing to do."""
-    make_project(tmp_path, {"teacher.engine": "transformers", "teacher.samples": 1, "tasks.names": ["image"]})
-    with Deployment(tmp_path, webserver=False) as deployment:
+    with Endpoint() as endpoint, Deployment(tmp_path, endpoint.url, webserver=False) as deployment:
         yield deployment
 
 
@@ -53,7 +53,7 @@ def test_a_file_in_the_folder_ends_in_a_student_and_a_report_and_the_same_file_a
     rows = wait(lambda: workspace.current("teacher_corpus"), 1, "the corpus")
     with workspace.database.reader() as connection:
         [(own,)] = connection.execute("SELECT count(*) FROM rows WHERE intent_key = 'red kite over the moor'").fetchall()
-    assert (rows.version, own) == (made["teacher_corpus"], 1)
+    assert (rows.version, own) == (made["teacher_corpus"], 2)
 
     (idle.folder / "intents" / "ideas.csv").unlink()
     for name in ("ideas.csv", "copy.csv"):
@@ -72,11 +72,9 @@ def _ticks(deployment: Deployment) -> list[Any]:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Webserver, daemon and code server, with a whole run behind them. Failures are written to told.jsonl."""
     folder = tmp_path_factory.mktemp("team")
-    make_project(folder, {"teacher.engine": "transformers", "teacher.samples": 1, "tasks.names": ["image", "search"]})
     script = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
-    with Deployment(
-        folder, webserver=True, environment={"UDRL_ON_FAILURE_COMMAND": f'python3 -c "{script}" {folder}/told.jsonl'}
-    ) as deployment:
+    hook = {"UDRL_ON_FAILURE_COMMAND": f'{sys.executable} -c "{script}" {folder}/told.jsonl'}
+    with Endpoint() as endpoint, Deployment(folder, endpoint.url, webserver=True, environment=hook) as deployment:
         deployment.turn_on("tell_of_failures")
         run = deployment.launch("everything")
         assert deployment.wait_for_end(run, 900) == dg.DagsterRunStatus.SUCCESS, deployment.failures(run)
@@ -128,15 +126,16 @@ def test_one_recipe_is_trained_alone(team: Deployment) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_one_task_is_a_run_of_its_own_and_the_next_whole_run_finds_its_versions_again(team: Deployment) -> None:
-    whole = team.launch("everything")
+    both = {"tasks": {"names": ["image", "search"]}}
+    whole = team.launch("everything", config=both)
     assert team.wait_for_end(whole) == dg.DagsterRunStatus.SUCCESS, team.failures(whole)
-    one = team.launch("everything", config={"tasks": {"names": ["image"]}})
+    one = team.launch("everything", config={"tasks": {"names": ["search"]}})
     assert team.wait_for_end(one) == dg.DagsterRunStatus.SUCCESS, team.failures(one)
     corpus = workspace_of(team).current("teacher_corpus")
     assert corpus
-    assert set(corpus.facts["rows_per_task"]) == {"image"}
+    assert set(corpus.facts["rows_per_task"]) == {"search"}
     assert corpus.version == team.materialised(one)["teacher_corpus"]
-    again = team.launch("everything")
+    again = team.launch("everything", config=both)
     assert team.wait_for_end(again) == dg.DagsterRunStatus.SUCCESS, team.failures(again)
     assert team.materialised(again) == team.materialised(whole)
 

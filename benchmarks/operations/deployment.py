@@ -27,7 +27,7 @@ from dagster._core.instance.ref import InstanceRef
 from filelock import FileLock, Timeout
 
 from benchmarks.torture.pipeline import SMALL, Teacher
-from udrl_pipeline.settings import _merge
+from udrl_pipeline.settings import load
 from udrl_pipeline.teacher import Request
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -85,9 +85,8 @@ class Endpoint:
 
 def make_project(folder: Path, url: str) -> None:
     """A project as small as that of `make torture`, whose teacher is behind an endpoint."""
-    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
-    for name, section in [*SMALL.items(), ("teacher", {"server": {"base_url": url}})]:
-        values[name] = _merge(values[name], section)
+    small = SMALL | {"teacher": {**SMALL["teacher"], "server": {"base_url": url}}}
+    values = load(REPOSITORY / "params.yaml", preset="", overrides=small).model_dump(mode="json")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     instance = (REPOSITORY / "dagster.yaml").read_text(encoding="utf-8")
