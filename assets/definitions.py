@@ -21,5 +21,5 @@ defs = dg.Definitions(
     resources={"store": Store()},
     jobs=jobs.JOBS,
     schedules=[jobs.retraining],
-    sensors=[sensors.new_intents, sensors.tell_of_failures, by_data_version],
+    sensors=[sensors.new_intents, sensors.tell_of_failures, sensors.lost_runs, by_data_version],
 )

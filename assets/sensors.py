@@ -1,4 +1,4 @@
-"""What starts a run by itself, or tells of one that failed. Both are off until they are turned on."""
+"""What starts a run by itself, or tells of one that failed. All but `lost_runs` are off until they are turned on."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.jobs import everything
+from assets.processes import close_lost_runs
 from assets.store import Store
 from udrl_pipeline import hook
 from udrl_pipeline.audit.pending import pending
@@ -33,6 +34,13 @@ def new_intents(context: dg.SensorEvaluationContext, store: Store) -> dg.SensorR
 
 def _named(files: Iterable[str]) -> str:
     return ", ".join(printable(Path(file).name) for file in files)
+
+
+@dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
+def lost_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Closes runs whose process is gone, such as after the machine went down: their slots are free, and they are tried again."""
+    lost = close_lost_runs(context.instance)
+    return dg.SkipReason(f"closed, because their process is gone: {', '.join(lost)}" if lost else "every run has its process")
 
 
 @dg.run_failure_sensor(monitor_all_code_locations=False, default_status=dg.DefaultSensorStatus.STOPPED)

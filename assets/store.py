@@ -1,14 +1,12 @@
 """The resource that opens the library's workspace with the settings of a run, and the pools that steps wait in."""
 
-import multiprocessing
-import os
-import threading
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from assets.knobs import chosen, section
+from assets.processes import end_with_the_run, process_tag
 from udrl_pipeline.errors import SettingsError
 from udrl_pipeline.settings import Settings, load
 from udrl_pipeline.store.workspace import Workspace
@@ -62,7 +60,7 @@ class Store(dg.ConfigurableResource[Workspace]):
     def open(self, context: dg.AssetExecutionContext) -> Workspace:
         """The workspace of a step; its run is entered into the ledger under Dagster's run id. What the run sets otherwise stands
         in its log and beside what it makes."""
-        end_with_the_run()
+        context.instance.add_run_tags(context.run.run_id, process_tag(end_with_the_run()))
         workspace = self.workspace(context.run.run_id)
         if changed := self.set_for_the_run():
             told = {key: str(value) for key, value in sorted(changed.items())}
@@ -70,19 +68,3 @@ class Store(dg.ConfigurableResource[Workspace]):
             context.add_asset_metadata({"set for this run": dg.MetadataValue.json(told)})
         workspace.begin_run()
         return workspace
-
-
-def end_with_the_run() -> None:
-    """A step whose run was killed ends at once, and with it the engine that it started; by itself it would work on, unseen.
-
-    Dagster tells its step processes of a cancelled run, not of a killed one.
-    """
-    run = multiprocessing.parent_process()
-    if run is None or any(thread.name == "end with the run" for thread in threading.enumerate()):
-        return
-
-    def wait() -> None:
-        run.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="end with the run", daemon=True).start()

@@ -1,6 +1,7 @@
 """The sensors: a file is a run once, a failed run is told to the user's hook; both off until they are turned on."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import dagster as dg
 import pytest
 
 from assets.definitions import defs
-from assets.sensors import new_intents, tell_of_failures
+from assets.processes import process_tag
+from assets.sensors import lost_runs, new_intents, tell_of_failures
 from assets.store import Store
 from udrl_pipeline.errors import HookError
 from udrl_pipeline.intents import asset
@@ -113,12 +115,24 @@ def test_a_tick_that_is_repeated_asks_for_the_same_run(sensor: Sensor) -> None:
     assert sensor.tick().run_requests[0].run_key == first
 
 
-def test_the_sensors_are_off_until_they_are_turned_on() -> None:
+def test_the_sensors_that_start_or_tell_something_are_off_until_they_are_turned_on() -> None:
     sensors = {sensor.name: sensor for sensor in defs.get_repository_def().sensor_defs}
-    assert {name: sensor.default_status for name, sensor in sensors.items()} == dict.fromkeys(
-        ("new_intents", "tell_of_failures", "by_data_version"), dg.DefaultSensorStatus.STOPPED
-    )
+    off = dict.fromkeys(("new_intents", "tell_of_failures", "by_data_version"), dg.DefaultSensorStatus.STOPPED)
+    assert {name: sensor.default_status for name, sensor in sensors.items()} == off | {"lost_runs": dg.DefaultSensorStatus.RUNNING}
     assert sensors["new_intents"].job_name == "everything"
+
+
+def test_a_run_whose_process_is_gone_is_closed() -> None:
+    with dg.instance_for_test() as instance:
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        instance.add_run(dg.DagsterRun("everything", run_id="r1", status=dg.DagsterRunStatus.STARTED, tags=process_tag(ended.pid)))
+        context = dg.build_sensor_context(instance=instance)
+        told = [str(lost_runs(context).skip_message) for _ in range(2)]
+        run = instance.get_run_by_id("r1")
+    assert told == ["closed, because their process is gone: r1", "every run has its process"]
+    assert run
+    assert run.status == dg.DagsterRunStatus.FAILURE
 
 
 @pytest.fixture
