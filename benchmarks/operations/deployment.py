@@ -131,6 +131,7 @@ class Deployment:
         except BaseException:
             self.__exit__()
             raise
+        self.services = {process.pid for process in self.processes()}
         return self
 
     def __exit__(self, *_: object) -> None:
