@@ -11,8 +11,10 @@ from assets.store import Store
 from udrl_pipeline import hook
 from udrl_pipeline.audit.pending import pending
 from udrl_pipeline.characters import printable
+from udrl_pipeline.errors import IntentsError
 from udrl_pipeline.intents import asset
 from udrl_pipeline.intents.watch import Look, look, watched_files
+from udrl_pipeline.store.workspace import Workspace
 
 
 @dg.sensor(job=everything, minimum_interval_seconds=10, default_status=dg.DefaultSensorStatus.STOPPED)
@@ -25,11 +27,18 @@ def new_intents(context: dg.SensorEvaluationContext, store: Store) -> dg.SensorR
     if not new:
         return dg.SensorResult(skip_reason=f"no new or changed file{waiting}", cursor=seen.dump())
     names = _named(str(file) for file in new)
-    if pending(workspace, [asset.build]) is None:
+    if _known(workspace):
         return dg.SensorResult(skip_reason=f"what they hold is known already: {names}{waiting}", cursor=seen.dump())
     context.log.info(f"new or changed: {names}{waiting}")
     request = dg.RunRequest(run_key=seen.key, tags={"udrl/because": f"new or changed: {names}"})
     return dg.SensorResult(run_requests=[request], cursor=seen.dump())
+
+
+def _known(workspace: Workspace) -> bool:
+    try:
+        return pending(workspace, [asset.build]) is None
+    except IntentsError:
+        return False  # the run that is asked for tells what is wrong, once
 
 
 def _named(files: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ class Sensor:
 
     def __init__(self, params: Path, instance: dg.DagsterInstance) -> None:
         self.params, self.instance, self.cursor = params, instance, None
+        self.overrides: dict[str, Any] = {}
         self.folder = params.parent / "intents"
         self.folder.mkdir()
 
@@ -33,7 +34,7 @@ class Sensor:
 
     def tick(self) -> Any:
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
-        found = new_intents(context, store=Store(params=str(self.params)))
+        found = new_intents(context, store=Store(params=str(self.params), overrides=self.overrides))
         assert isinstance(found, dg.SensorResult)
         self.cursor = found.cursor  # type: ignore[assignment]
         return found
@@ -104,6 +105,12 @@ def test_a_bad_file_is_one_run_whose_check_names_file_line_and_reason(sensor: Se
     kept = [intent.key for intent in asset.read_intents(Workspace(settings), Workspace(settings).parents("intents")["intents"])]
     assert "red kite over the moor" in kept
     assert sensor.ticks(3) == ["no new or changed file"] * 3
+
+
+def test_a_named_source_that_cannot_be_read_is_one_run_that_tells_why_and_no_loop(sensor: Sensor) -> None:
+    (sensor.params.parent / "own.csv").write_text("idea\nblue heron\n", encoding="utf-8")
+    sensor.overrides = {"intents.sources": ["own.csv"]}
+    assert sensor.ticks(4)[1:] == ["new or changed: own.csv", "no new or changed file", "no new or changed file"]
 
 
 def test_a_tick_that_is_repeated_asks_for_the_same_run(sensor: Sensor) -> None:
