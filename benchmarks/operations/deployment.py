@@ -170,7 +170,7 @@ class Deployment:
 
     def launch(self, job: str = "__ASSET_JOB", assets: Sequence[str] = (), config: Mapping[str, Any] | None = None) -> str:
         """Launch a run from the launchpad: of a job, or of some assets."""
-        selected = {"assetSelection": [{"path": name.split("/")} for name in assets], "assetCheckSelection": []} if assets else {}
+        selected = {"assetSelection": [{"path": name.split("/")} for name in assets]} if assets else {}
         parameters = {
             "selector": {**self.selector, "pipelineName": job, **selected},
             "runConfigData": {"resources": {"store": {"config": config}}} if config else {},
