@@ -50,6 +50,16 @@ def configured(**config: Any) -> Store:
     return found[0]
 
 
+def test_what_the_launchpad_fills_in_by_itself_sets_nothing(params: Path, settings: Settings) -> None:
+    filled: dict[str, dict[str, Any]] = {}
+    for knob in KNOBS:
+        section, key = knob.split(".")
+        filled.setdefault(section, {})[key] = None
+    store = configured(params=str(params), recipes=None, preset=None, overrides={}, **filled)
+    assert store.set_for_the_run() == {}
+    assert store.workspace().settings == settings
+
+
 def test_a_knob_is_laid_over_params_yaml_and_a_free_override_over_the_knob(params: Path) -> None:
     store = configured(
         params=str(params),
