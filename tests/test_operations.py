@@ -37,7 +37,7 @@ def idle(tmp_path: Path) -> Iterator[Deployment]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_file_in_the_folder_ends_in_a_student_and_a_report_and_the_same_file_again_in_nothing(idle: Deployment) -> None:
+def test_a_file_of_ideas_ends_in_a_student_and_a_report_and_the_same_file_again_in_nothing(idle: Deployment) -> None:
     idle.turn_on("new_intents")
     (idle.folder / "intents").mkdir()
     ideas = "intent\nred kite over the moor\nblue heron at dusk\n"
@@ -64,7 +64,7 @@ def test_a_file_in_the_folder_ends_in_a_student_and_a_report_and_the_same_file_a
 
 
 def _ticks(deployment: Deployment) -> list[Any]:
-    [state] = deployment.instance.all_instigator_state()
+    [state] = [state for state in deployment.instance.all_instigator_state() if state.instigator_name == "new_intents"]
     return list(deployment.instance.get_ticks(state.instigator_origin_id, state.selector_id))
 
 
