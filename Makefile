@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof torture ui lint types format recorded example images vllm dvc clean setup
+.PHONY: help run test proof torture operations ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,6 +33,9 @@ proof: $(READY) ## kills, reruns and new intents at full size with the real mode
 
 torture: $(READY) ## ninety kills with SIGKILL, and what was left of each (ARGS="--minutes 3" does a part and goes on from there)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.torture $(ARGS)
+
+operations: $(READY) ## twenty cancelled and killed runs of a real deployment, and what they left (ARGS="--minutes 5" does a part)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.operations $(ARGS)
 
 ui: $(READY) ## Dagster on http://localhost:3000
 	@$(BIN)/dagster dev -m assets.definitions --port 3000

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from assets import jobs
+from assets import jobs, sensors
+from assets.automation import by_data_version
 from assets.books import books_check
 from assets.evaluation_report import evaluation_report
 from assets.explored_rows import explored_rows
@@ -19,6 +20,7 @@ defs = dg.Definitions(
     assets=assets,
     asset_checks=[books_check(assets)],
     resources={"store": Store()},
-    jobs=[jobs.refresh_data, jobs.retrain, jobs.retrain_all],
-    schedules=[jobs.daily_retraining],
+    jobs=jobs.JOBS,
+    schedules=[jobs.retraining],
+    sensors=[sensors.new_intents, sensors.tell_of_failures, sensors.lost_runs, by_data_version],
 )

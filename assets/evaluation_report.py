@@ -5,9 +5,10 @@ from typing import Any
 
 import dagster as dg
 
+from assets.automation import LOOKED_AT, on_new_data
 from assets.labeled_dataset import labeled_dataset
 from assets.results import Results, results
-from assets.store import OWNERS, POOL, Store
+from assets.store import COMPUTE, OWNERS, Store
 from assets.student import students
 from assets.teacher_corpus import teacher_corpus
 from udrl_pipeline.evaluation import report
@@ -21,7 +22,9 @@ from udrl_pipeline.versioning import code_version
     code_version=code_version(report.SOURCES),
     deps=[teacher_corpus, labeled_dataset, *students],
     output_required=False,
-    pool=POOL,
+    automation_condition=on_new_data(not_needed=dg.AssetSelection.assets(*students[1:])),
+    freshness_policy=LOOKED_AT,
+    pool=COMPUTE,
 )
 def evaluation_report(context: dg.AssetExecutionContext, store: Store) -> Results:
     """One page on the students that exist: relevance, diversity, obedience, latency, and the claims. A student that a run

@@ -10,7 +10,7 @@ from assets.columns import EXPLORED_ROWS
 from assets.labeled_dataset import labeled_dataset
 from assets.plots import histogram
 from assets.results import Results, results, sample
-from assets.store import OWNERS, POOL, Store
+from assets.store import COMPUTE, OWNERS, Store
 from udrl_pipeline import exploration
 from udrl_pipeline.quality import ROW_EXPECTATIONS
 from udrl_pipeline.versioning import code_version
@@ -29,7 +29,7 @@ CHECKS = [
     deps=[labeled_dataset, dg.AssetKey(exploration.FIRST.split("/"))],
     check_specs=CHECKS,
     output_required=False,
-    pool=POOL,
+    pool=COMPUTE,
 )
 def explored_rows(context: dg.AssetExecutionContext, store: Store) -> Results:
     """One round of exploring: texts of the student at its best commands, scored and judged like the teacher's, and binned anew

@@ -6,9 +6,10 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from assets.automation import on_new_data
 from assets.columns import INTENTS
 from assets.results import Results, results, sample
-from assets.store import OWNERS, POOL, Store
+from assets.store import DUCKDB, OWNERS, Store
 from udrl_pipeline.intents import asset
 from udrl_pipeline.versioning import code_version
 
@@ -26,7 +27,8 @@ CHECKS = [
     metadata=INTENTS,
     check_specs=CHECKS,
     output_required=False,
-    pool=POOL,
+    automation_condition=on_new_data(),
+    pool=DUCKDB,
 )
 def intents(context: dg.AssetExecutionContext, store: Store) -> Results:
     """Users' short ideas, built in or from files; normalised, deduplicated and split by hash."""

@@ -6,11 +6,12 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from assets.automation import on_new_data
 from assets.columns import LABELED_DATASET
 from assets.intents import intents
 from assets.plots import histogram
 from assets.results import Results, results, sample
-from assets.store import OWNERS, POOL, Store
+from assets.store import COMPUTE, OWNERS, Store
 from assets.teacher_corpus import teacher_corpus
 from udrl_pipeline import dataset
 from udrl_pipeline.versioning import code_version
@@ -29,7 +30,8 @@ CHECKS = [
     deps=[intents, teacher_corpus],
     check_specs=CHECKS,
     output_required=False,
-    pool=POOL,
+    automation_condition=on_new_data(),
+    pool=COMPUTE,
 )
 def labeled_dataset(context: dg.AssetExecutionContext, store: Store) -> Results:
     """The corpus with its rewards, judged by Great Expectations; bad rows are in quarantine, the rest is binned by quality."""

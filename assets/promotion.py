@@ -5,9 +5,10 @@ from typing import Any
 
 import dagster as dg
 
+from assets.automation import on_new_data
 from assets.evaluation_report import evaluation_report
 from assets.results import Results, results, table
-from assets.store import OWNERS, POOL, Store
+from assets.store import DUCKDB, OWNERS, Store
 from udrl_pipeline import promotion as gate
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.versioning import code_version
@@ -25,7 +26,8 @@ CHECK = dg.AssetCheckSpec(
     deps=[evaluation_report],
     check_specs=[CHECK],
     output_required=False,
-    pool=POOL,
+    automation_condition=on_new_data(),
+    pool=DUCKDB,
 )
 def promotion(context: dg.AssetExecutionContext, store: Store) -> Results:
     """Which student of each recipe is in use. The newest one takes the place of the one before if the report says that it is not

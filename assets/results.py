@@ -66,6 +66,7 @@ def _check(name: str, expected: Expected | None) -> dg.AssetCheckResult:
         check_name=name,
         passed=expected.passed,
         severity=severity,
+        description=None if expected.passed else "; ".join(expected.observed.get("first", ())) or None,
         metadata={key: _shown(value) for key, value in expected.observed.items()},
     )
 

@@ -22,6 +22,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.utils import make_new_run_id
 from dagster_shared.error import SerializableErrorInfo
 
+from assets.processes import close_lost_runs, process_tag
 from udrl_pipeline import errors
 from udrl_pipeline.cli_copy import copy_version
 from udrl_pipeline.cli_output import Failure, Outcome, Run, announce, progress_to_stderr, show_run
@@ -30,7 +31,6 @@ from udrl_pipeline.settings import load
 from udrl_pipeline.store.database import translate
 from udrl_pipeline.store.workspace import Workspace
 
-PROCESS_TAG = "udrl/process"
 REPORT = "evaluation_report"
 
 #: This process has a terminal, so nothing redirects its output; and it waits at the store's own locks, which an operating
@@ -43,7 +43,7 @@ IN_THIS_PROCESS = {
 
 @dataclass(frozen=True)
 class Wish:
-    """What `udrl run` was asked for: assets (default: those of the job `retrain`), single settings, and what to do with the results."""
+    """What `udrl run` was asked for: assets (default: those of the job `everything`), single settings, and what to do with the results."""
 
     select: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +96,7 @@ def materialise(wish: Wish) -> Run:
     keys = selected(wish.select, list(steps.values()))
     before = {name: found.version for key in keys if (found := workspace.current(name := key.to_user_string()))}
     with open_instance() as instance:
-        close_killed_runs(instance)
+        close_lost_runs(instance)
         run_id = make_new_run_id()
         order = [name for name, key in steps.items() if key in keys]
         instance.add_event_listener(run_id, lambda entry: _announce(entry.dagster_event, order))
@@ -108,7 +108,7 @@ def materialise(wish: Wish) -> Run:
                 "resources": {"store": {"config": {"overrides": wish.overrides}}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
-            tags={PROCESS_TAG: str(os.getpid())},
+            tags=process_tag(os.getpid()),
             raise_on_error=False,
         )
     run = account(result.all_events, {name: steps[name].to_user_string() for name in order}, before)
@@ -140,24 +140,6 @@ def selected(names: list[str], known: list[dg.AssetKey]) -> list[dg.AssetKey]:
 
 def open_instance() -> dg.DagsterInstance:
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(os.environ["DAGSTER_HOME"], overrides=IN_THIS_PROCESS))
-
-
-def close_killed_runs(instance: dg.DagsterInstance) -> None:
-    """A run whose process was killed still counts as started in Dagster's history: enter that it ended."""
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-        process = run.tags.get(PROCESS_TAG)
-        if process and not lives(int(process)):
-            instance.report_run_failed(run, "the process of this run was killed; the next run resumes its work")
-
-
-def lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _announce(event: DagsterEvent | None, order: list[str]) -> None:

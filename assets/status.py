@@ -13,7 +13,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.run import PROCESS_TAG, account, lives, open_instance
+from assets.processes import PROCESS_TAG, is_gone
+from assets.run import account, open_instance
 from udrl_pipeline import cli_output
 from udrl_pipeline.cli_status import show_status
 from udrl_pipeline.errors import UdrlError
@@ -57,8 +58,8 @@ def going_on(instance: dg.DagsterInstance) -> tuple[list[Running], list[Failed]]
     running, killed = [], []
     for record in instance.get_run_records(dg.RunsFilter(statuses=[*GOING, *WAITING])):
         run, since = record.dagster_run, _time(record.start_time)
-        process = run.tags.get(PROCESS_TAG)
-        if process and not lives(int(process)):
+        process = run.tags.get(PROCESS_TAG, "").rpartition("/")[2]
+        if is_gone(run):
             killed.append(Failed("", since, "killed", "the process of this run was killed; the next run resumes", run.run_id))
         else:
             running.append(

@@ -6,9 +6,10 @@ from typing import Any
 
 import dagster as dg
 
+from assets.automation import LOOKED_AT, on_new_data
 from assets.plots import loss_curve
 from assets.results import Results, results
-from assets.store import OWNERS, POOL, Store
+from assets.store import COMPUTE, OWNERS, Store
 from udrl_pipeline.student import training
 from udrl_pipeline.student.recipes import RECIPES, Recipe
 from udrl_pipeline.versioning import code_version
@@ -26,10 +27,15 @@ def student(recipe: Recipe) -> dg.AssetsDefinition:
         code_version=code_version(training.SOURCES),
         deps=[dg.AssetKey(recipe.data)],
         output_required=False,
-        pool=POOL,
+        automation_condition=on_new_data() if recipe.name == next(iter(RECIPES)) else None,
+        freshness_policy=LOOKED_AT if recipe.name == next(iter(RECIPES)) else None,
+        pool=COMPUTE,
     )
     def train(context: dg.AssetExecutionContext, store: Store) -> Results:
         workspace = store.open(context)
+        if store.recipes is not None and recipe.name not in store.recipes:
+            context.log.info(f"{recipe.name} is not among the recipes of this run: {', '.join(store.recipes)}")
+            return
         yield from results(workspace, training.build(workspace, recipe.name), show)
 
     return train

@@ -6,12 +6,14 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from assets.automation import on_new_data
 from assets.columns import TEACHER_CORPUS
 from assets.intents import intents
 from assets.plots import histogram
 from assets.results import Results, results, sample
-from assets.store import OWNERS, POOL, Store
+from assets.store import OWNERS, Store, teacher_pool
 from udrl_pipeline import corpus
+from udrl_pipeline.settings import load
 from udrl_pipeline.versioning import code_version
 
 
@@ -23,7 +25,8 @@ from udrl_pipeline.versioning import code_version
     metadata=TEACHER_CORPUS,
     deps=[intents],
     output_required=False,
-    pool=POOL,
+    automation_condition=on_new_data(),
+    pool=teacher_pool(load()),
 )
 def teacher_corpus(context: dg.AssetExecutionContext, store: Store) -> Results:
     """What the teacher wrote for every intent and task, in several lengths. Only missing rows are generated."""

@@ -29,6 +29,7 @@ def described() -> dict[str, Any]:
                 "kinds": sorted(asset.specs_by_key[asset.key].kinds),
                 "owners": list(asset.specs_by_key[asset.key].owners),
                 "pool": asset.op.pool,
+                "automated": asset.specs_by_key[asset.key].automation_condition is not None,
                 "blocking checks": [spec.name for spec in asset.check_specs if spec.blocking],
                 "other checks": [spec.name for spec in asset.check_specs if not spec.blocking] + BOOKS.get(asset.key, []),
             }
@@ -40,6 +41,7 @@ def described() -> dict[str, Any]:
             if not job.name.startswith("__")
         },
         "schedules": {s.name: {"job": s.job_name, "status": s.default_status.value} for s in repository.schedule_defs},
+        "sensors": {s.name: s.default_status.value for s in repository.sensor_defs},
     }
 
 

@@ -1,4 +1,4 @@
-"""The daily retraining: runs when something is new, otherwise skips and says what stays."""
+"""The jobs, and the schedule: runs when the policy says so, otherwise skips and says why."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,10 @@ from udrl_pipeline import corpus
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.student.recipes import RECIPES
+
+#: Resolved here: an instance for tests, once disposed of, would stand in the way.
+KNOWN = defs.get_repository_def()
 
 
 @pytest.fixture
@@ -22,9 +26,11 @@ def tick(params: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(jobs, "BUILDS", [intents.build, corpus.build])
     monkeypatch.setattr(jobs, "DEFAULT", jobs.DATA[:2])
 
-    def tick(overrides: dict[str, Any] | None = None) -> Any:
-        with dg.DagsterInstance.ephemeral() as instance, dg.build_schedule_context(instance) as context:
-            return jobs.daily_retraining(context, store=Store(params=str(params), overrides=overrides or {}))
+    def tick(overrides: dict[str, Any] | None = None, under_way: dg.DagsterRun | None = None) -> Any:
+        with dg.instance_for_test() as instance, dg.build_schedule_context(instance) as context:
+            if under_way:
+                instance.add_run(under_way)
+            return jobs.retraining(context, store=Store(params=str(params), overrides=overrides or {}))
 
     return tick
 
@@ -37,8 +43,19 @@ def made(settings: Settings, teacher: Any) -> Workspace:
     return workspace
 
 
+@pytest.fixture
+def trained(made: Workspace) -> Workspace:
+    corpus_version = made.parents("teacher_corpus")
+    for asset, parents in (("labeled_dataset", corpus_version), ("student/udrl", {"labeled_dataset": "d1"})):
+        made.record(
+            asset, version="d1", fingerprint="f", code_version="c", rows=1, params={}, parents=parents,
+            facts={"mean_reward": {"image": 1.0}}, write=lambda folder: None,
+        )  # fmt: skip
+    return made
+
+
 def test_it_runs_when_nothing_was_made_yet(tick: Callable[..., Any]) -> None:
-    assert tick().tags["udrl/new"] == "intents"
+    assert tick().tags["udrl/because"] == "missing: intents: has no version yet"
 
 
 def test_it_skips_with_the_versions_that_stay(tick: Callable[..., Any], made: Workspace) -> None:
@@ -48,22 +65,66 @@ def test_it_skips_with_the_versions_that_stay(tick: Callable[..., Any], made: Wo
     assert skipped.skip_message == f"nothing is new: intents {versions['intents']}, teacher_corpus {versions['teacher_corpus']}"
 
 
-def test_it_generates_nothing_to_find_out(tick: Callable[..., Any], made: Workspace, teacher: Any) -> None:
+def test_it_skips_with_the_figures_when_too_little_is_new(tick: Callable[..., Any], trained: Workspace) -> None:
+    skipped = tick({"intents.builtin": 7})
+    assert isinstance(skipped, dg.SkipReason)
+    assert str(skipped.skip_message).startswith(
+        "intents: settings have changed: builtin, but not enough: 3 rows that student/udrl d1 has not been trained on, of 200; "
+        "mean rewards not moved; 0.0 days old"
+    )
+
+
+def test_it_runs_by_the_rule_that_holds_and_generates_nothing_to_find_out(
+    tick: Callable[..., Any], trained: Workspace, teacher: Any
+) -> None:
     rows = teacher.rows
-    assert tick({"intents.builtin": 7}).tags["udrl/new"] == "intents"
+    request = tick({"intents.builtin": 7, "schedule.new_rows": 3})
+    assert request.tags["udrl/because"] == "new rows: 3 rows that student/udrl d1 has not been trained on, of 3"
     assert teacher.rows == rows
 
 
-def test_it_runs_for_a_new_line_in_an_intents_file(tick: Callable[..., Any], made: Workspace, tmp_path: Path) -> None:
-    (tmp_path / "ideas.csv").write_text("intent\nred kite over the moor\n", encoding="utf-8")
-    assert tick({"intents.sources": ["ideas.csv"]}).tags["udrl/new"] == "intents"
+def test_it_runs_for_a_file_in_the_folder_of_intents(tick: Callable[..., Any], trained: Workspace, params: Path) -> None:
+    (params.parent / "intents").mkdir()
+    (params.parent / "intents" / "ideas.csv").write_text("intent\nred kite over the moor\n", encoding="utf-8")
+    assert tick({"schedule.new_rows": 3}).tags["udrl/because"].startswith("new rows: 3 rows")
 
 
-def test_it_runs_for_a_changed_setting(tick: Callable[..., Any], made: Workspace) -> None:
-    assert tick({"teacher.temperature": 0.9}).tags["udrl/new"] == "teacher_corpus"
+def test_it_waits_for_the_run_that_is_under_way(tick: Callable[..., Any]) -> None:
+    run = dg.DagsterRun("everything", run_id="r1", status=dg.DagsterRunStatus.STARTED)
+    assert tick(under_way=run).skip_message == "run r1 is under way"
+    ended = dg.DagsterRun("everything", run_id="r1", status=dg.DagsterRunStatus.FAILURE)
+    assert isinstance(tick(under_way=ended), dg.RunRequest)
 
 
-def test_it_is_off_until_it_is_switched_on() -> None:
-    [schedule] = defs.get_repository_def().schedule_defs
+def test_it_is_off_until_it_is_switched_on_and_looks_when_the_settings_say() -> None:
+    [schedule] = KNOWN.schedule_defs
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
-    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", "UTC")
+    assert (schedule.cron_schedule, schedule.execution_timezone, schedule.job_name) == ("0 3 * * *", "UTC", "everything")
+
+
+def test_retrain_only_names_its_recipe_in_the_launchpad() -> None:
+    job = KNOWN.get_job("retrain_only")
+    assert job.run_config == {"resources": {"store": {"config": {"recipes": ["udrl"]}}}}
+
+
+def test_a_run_trains_the_recipes_that_it_names_and_no_other(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def build(workspace: Workspace, recipe: str) -> Any:
+        trained.append(recipe)
+        return workspace.record(
+            f"student/{recipe}", version="v", fingerprint="f", code_version="c", rows=1, params={}, parents={}, facts={},
+            write=lambda folder: (folder / "loss.json").write_text("[]", encoding="utf-8") and None,
+        )  # fmt: skip
+
+    monkeypatch.setattr("udrl_pipeline.student.training.build", build)
+    for recipes in (["sft"], None):
+        trained.clear()
+        config = {"params": str(params), "recipes": recipes} if recipes else {"params": str(params)}
+        result = KNOWN.get_job("retrain_only").execute_in_process(
+            run_config={"resources": {"store": {"config": config}}}, instance=dg.DagsterInstance.ephemeral()
+        )
+        made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
+        wanted = {f"student/{name}" for name in recipes or [name for name in RECIPES if name != "udrl-rounds"]}
+        assert made == wanted
+        assert {f"student/{name}" for name in trained} == wanted

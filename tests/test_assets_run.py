@@ -11,7 +11,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.run import PROCESS_TAG, Wish, close_killed_runs, main, materialise, open_instance
+from assets.processes import PROCESS_TAG, close_lost_runs, process_tag
+from assets.run import Wish, main, materialise, open_instance
 from udrl_pipeline import corpus, dataset, exploration, quality
 from udrl_pipeline.cli_output import Run
 from udrl_pipeline.errors import TeacherError, UdrlError
@@ -263,13 +264,19 @@ def test_versions_are_copied_to_a_folder_of_a_stable_name(library: Library, proj
 def test_a_killed_run_is_closed_and_holds_up_nobody(library: Library, project: Path) -> None:
     child = subprocess.Popen(["true"])
     child.wait()
-    dead = str(child.pid)
+    tags = {
+        "dead": process_tag(child.pid),
+        "alive": process_tag(os.getpid()),
+        "elsewhere": {PROCESS_TAG: f"elsewhere/{child.pid}"},
+        "old": {},
+    }
     with open_instance() as instance:
-        for process in (dead, str(os.getpid())):
-            instance.add_run(dg.DagsterRun("job", run_id=process, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: process}))
-        close_killed_runs(instance)
+        for name, of_it in tags.items():
+            instance.add_run(dg.DagsterRun("job", run_id=name, status=dg.DagsterRunStatus.STARTED, tags=of_it))
+        assert close_lost_runs(instance) == ["dead"]
+        assert close_lost_runs(instance) == []
         found = {run.run_id: run.status for run in instance.get_runs()}
-    assert found == {dead: dg.DagsterRunStatus.FAILURE, str(os.getpid()): dg.DagsterRunStatus.STARTED}
+    assert found == dict.fromkeys(tags, dg.DagsterRunStatus.STARTED) | {"dead": dg.DagsterRunStatus.FAILURE}
     assert materialise(Wish()).exit_code == 0
 
 

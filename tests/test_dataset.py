@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conftest import FakeEngine
 from udrl_pipeline import corpus, dataset
 from udrl_pipeline.dataset import content_of, quality_bins, quality_edges, read_dataset
-from udrl_pipeline.errors import QualityError
+from udrl_pipeline.errors import IntentsError, QualityError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.rewards import Scorer
 from udrl_pipeline.settings import Settings
@@ -74,6 +74,21 @@ def test_a_reward_weight_changes_the_version_without_scoring_a_text_again(made: 
     after = dataset.build(made({"rewards.weights.gain": 0.9}))
     assert after.version != before.version
     assert (before.work["scored_rows"], after.work["scored_rows"]) == (90, 0)
+
+
+def test_a_corpus_of_other_intents_is_refused_with_what_to_do(made: Callable[..., Workspace], load: Load) -> None:
+    workspace = made()
+    before = workspace.parents("intents", "teacher_corpus")
+    later = Workspace(load({"intents.builtin": 31, "quality.min_rows_per_task": 5}))
+    now = intents.build(later).version  # and the run ended before the corpus was made
+    with pytest.raises(IntentsError) as caught:
+        dataset.build(later)
+    assert (
+        caught.value.what == f"teacher_corpus {before['teacher_corpus']} was made from intents {before['intents']}, and {now} are current"
+    )
+    assert "refresh_corpus" in caught.value.remedy
+    corpus.build(later)
+    assert dataset.build(later).verdict == "PASS"
 
 
 def test_a_failed_verdict_publishes_nothing_and_leaves_the_last_good_version_current(made: Callable[..., Workspace]) -> None:

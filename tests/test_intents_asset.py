@@ -104,3 +104,23 @@ def test_a_file_outside_the_project_is_named_by_its_whole_path(own, tmp_path_fac
     elsewhere.write_text("intent\nred fox\n", encoding="utf-8")
     workspace = own("intent\n", **{"intents.sources": [str(elsewhere)]})
     assert asset.read_intents(workspace, asset.build(workspace).version)[0].source == f"{elsewhere}:2"
+
+
+def test_the_folder_beside_params_yaml_is_read_and_a_file_in_it_that_cannot_be_read_costs_the_others_nothing(
+    load: Load, params: Path
+) -> None:
+    folder = params.parent / "intents"
+    folder.mkdir()
+    before = asset.build(Workspace(load()))
+    for name, content in {"good.csv": "intent\nred kite\n", "bad.csv": "idea\nblue heron\n", "notes.txt": "hello"}.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    workspace = Workspace(load())
+    made = asset.build(workspace)
+    assert made.rows == before.rows + 1
+    assert quarantine(workspace) == [
+        ("intents/bad.csv:1", "the file has no column `intent` (columns: idea)", "''"),
+        ("intents/notes.txt", "the file is no intents file (.txt)", "''"),
+    ]
+    [usable] = [e for e in workspace.expectations("intents", made.version) if e.name == "lines_are_usable"]
+    assert (usable.passed, usable.observed["set_aside"]) == (False, 2)
+    assert asset.build(Workspace(load({"intents.folder": None}))).rows == before.rows

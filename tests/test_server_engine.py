@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import socket
 import threading
 import time
@@ -177,6 +178,32 @@ def test_no_more_requests_are_in_flight_than_allowed(endpoint: Endpoint, engine:
     endpoint.answer = slow
     assert len(engine(concurrency=concurrency).generate([request(str(n)) for n in range(15)])) == 15
     assert endpoint.most_in_flight == concurrency
+
+
+def test_a_cancelled_batch_does_not_wait_for_what_is_in_flight(endpoint: Endpoint, engine: Callable[..., ServerEngine]) -> None:
+    released = threading.Event()
+
+    def hang(body: dict[str, Any], _: Message) -> Answer:
+        released.wait(10)
+        return 200, completion(asked(body))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    endpoint.answer = hang
+    asking = engine(concurrency=2)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asking.generate([request(str(n)) for n in range(6)])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        released.set()
+    assert time.monotonic() - began < 3
+    time.sleep(0.1)
+    assert len(endpoint.bodies) == 2  # the others were not sent
 
 
 # -- when it is not -----------------------------------------------------------------------------------------------------

@@ -110,9 +110,12 @@ def test_numbers_written_as_yaml_writes_them_are_read(load: Load, params: Path) 
         ({"commands.quality_bins": 1}, "commands.quality_bins = 1: Input should be greater than or equal to 2"),
         ({"quality.max_drift": -1}, "quality.max_drift = -1: Input should be greater than or equal to 0"),
         ({"evaluation.lengths": []}, "evaluation.lengths = []: Tuple should have at least 1 item"),
-        ({"schedule": "daily"}, "schedule = 'daily': must have five fields"),
-        ({"schedule": "0 25 * * *"}, "schedule = '0 25 * * *': hour is '25', not * or something from 0 to 23"),
-        ({"schedule": "0 3 * * ?"}, "schedule = '0 3 * * ?': weekday is '?'"),
+        ({"schedule": "daily"}, "schedule.cron = 'daily': must have five fields"),
+        ({"schedule.cron": "0 25 * * *"}, "schedule.cron = '0 25 * * *': hour is '25', not * or something from 0 to 23"),
+        ({"schedule.cron": "0 3 * * ?"}, "schedule.cron = '0 3 * * ?': weekday is '?'"),
+        ({"schedule.timezone": "Mars/Olympus"}, "schedule.timezone = 'Mars/Olympus': is no time zone; name one such as UTC"),
+        ({"schedule.timezone": "../etc"}, "schedule.timezone = '../etc': is no time zone"),
+        ({"schedule.new_rows": 0}, "schedule.new_rows = 0: Input should be greater than or equal to 1"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(load: Load, params: Path, overrides: dict[str, Any], says: str) -> None:
@@ -131,7 +134,8 @@ def test_all_mistakes_are_told_at_once(load: Load) -> None:
 
 @pytest.mark.parametrize("schedule", ["0 3 * * *", "*/15 0-6,22 1 */2 MON-FRI", "5 4 * * 7"])
 def test_usual_schedules_are_allowed(load: Load, schedule: str) -> None:
-    assert load({"schedule": schedule}).schedule == schedule
+    assert load({"schedule": schedule}).schedule == load({"schedule.cron": schedule}).schedule
+    assert load({"schedule": schedule}).schedule.cron == schedule
 
 
 def test_a_missing_value_is_named(params: Path, load: Load) -> None:

@@ -1,13 +1,14 @@
 """The labelled dataset: score, label, judge, bin, and publish a version whole or not at all."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from udrl_pipeline import corpus, quality, rewards
-from udrl_pipeline.errors import QualityError
+from udrl_pipeline.errors import IntentsError, QualityError
 from udrl_pipeline.intents.asset import read_intents
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
@@ -31,6 +32,7 @@ def build(workspace: Workspace) -> Version:
     Raises:
         ModelError: The scorer cannot be had.
         CorruptArtifact: A parent's files are not what its manifest says.
+        IntentsError: The corpus was not made from the intents that are current.
     """
     started, settings = time.monotonic(), workspace.settings
     code = code_version(SOURCES)
@@ -45,6 +47,7 @@ def build(workspace: Workspace) -> Version:
     with workspace.lock(ASSET):
         if made := workspace.reuse(ASSET, fingerprint):
             return made
+        _refuse_other_intents(workspace, parents)
         rows, scored = rewards.score_missing(workspace, corpus.read_rows(workspace, parents[corpus.ASSET]))
         rows["split"] = rows.intent_key.map({i.key: i.split for i in read_intents(workspace, parents["intents"])})
         examined = rewards.label(quality.examine(rows, workspace.tasks), settings.rewards)
@@ -70,6 +73,17 @@ def build(workspace: Workspace) -> Version:
             work={"scored_rows": scored},
         )
         return made
+
+
+def _refuse_other_intents(workspace: Workspace, parents: Mapping[str, str]) -> None:
+    """Rows of ideas that are no longer there would have no split; a run that ended in the corpus leaves such a pair."""
+    made = workspace.find(corpus.ASSET, parents[corpus.ASSET])
+    if made and made.parents.get("intents", parents["intents"]) != parents["intents"]:
+        raise IntentsError(
+            f"teacher_corpus {made.version} was made from intents {made.parents['intents']}, and {parents['intents']} are current",
+            where=ASSET,
+            remedy="run `udrl run --select teacher_corpus` (the job `refresh_corpus`) first",
+        )
 
 
 def quality_edges(frame: pd.DataFrame, bins: int) -> dict[str, list[float]]:

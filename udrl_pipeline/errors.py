@@ -57,3 +57,7 @@ class QualityError(UdrlError):
 
 class StudentError(UdrlError):
     """A student cannot be built, loaded or commanded as asked."""
+
+
+class HookError(UdrlError):
+    """The user's hook for failed runs cannot be called, or did not accept the message."""

@@ -284,7 +284,7 @@ def standings(workspace: Workspace, recipe: str | None = None, latest: bool = Fa
         (name, version): made.version for made in ledger if made.asset == report.ASSET for name, version in made.parents.items()
     }  # the newest of each, for the ledger is in its order; names with a role stand for another student
     decided, metrics = promotions.states(workspace.promotions()), _Metrics(workspace)
-    found = []
+    found: list[Standing] = []
     for student in sorted(wanted, key=lambda s: (s.asset != f"{STUDENTS}udrl", s.asset)):
         key = (student.asset, student.version)
         newest = not found or found[-1].student.asset != student.asset

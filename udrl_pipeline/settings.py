@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -63,6 +64,7 @@ class IntentsSettings(_Settings):
     builtin: int = Field(4320, ge=0, description="Built-in intents to use; a larger number keeps the smaller one's")
     seed: int = Field(13, description="Order in which the built-in intents are drawn")
     sources: tuple[str, ...] = Field((), description="CSV, JSONL or Parquet files, or folders of them")
+    folder: str | None = Field("intents", description="A folder of such files that is read when it exists, and watched; none: no folder")
     max_words: int = Field(16, ge=1, le=200, description="Longer intents go to quarantine (words)")
     validation: Share = Field(0.05, description="Share of intents in the validation split")
     test: Share = Field(0.05, description="Share of intents in the test split")
@@ -108,7 +110,7 @@ class TeacherSettings(_Settings):
         min_length=1, description="Lengths to ask the teacher for (words); one is drawn per row"
     )
     examples: int = Field(3, ge=0, le=20, description="Example pairs shown per row, of the six nearest in length")
-    temperature: float = Field(0.5, gt=0, le=2)
+    temperature: float = Field(0.5, gt=0, le=2, description="Sampling temperature of the teacher")
     top_p: float = Field(0.92, gt=0, le=1)
     repetition_penalty: float = Field(1.1, ge=1, le=2)
     seed: int = Field(7, description="Seed of the engine; row identity does not depend on it")
@@ -189,7 +191,7 @@ class StudentSettings(_Settings):
     warm_epochs: float = Field(1.0, gt=0, description="Passes of a run that starts from the previous student")
     max_steps: int = Field(0, ge=0, description="Upper limit of optimiser steps; 0 for none")
     batch_rows: int = Field(32, ge=1, description="Rows per optimiser step")
-    learning_rate: float = Field(8e-4, gt=0)
+    learning_rate: float = Field(8e-4, gt=0, description="Highest learning rate, reached after the warm-up")
     warmup: Share = Field(0.05, description="Share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0)
     max_tokens: int = Field(128, ge=16, description="Longest sequence (tokens); longer rows are quarantined by length before")
@@ -277,6 +279,44 @@ class PromotionSettings(_Settings):
         return measures
 
 
+class ScheduleSettings(_Settings):
+    """When the schedule looks, and what must be there for it to train. Without anything new it never does."""
+
+    cron: str = Field("0 3 * * *", description="When the retraining schedule looks, as a cron expression; the schedule is off by default")
+    timezone: str = Field("UTC", description="The time zone of `cron`, such as Europe/Berlin")
+    new_rows: int = Field(200, ge=1, description="Train when the student has not seen this many of the rows that are wanted now")
+    drift: float = Field(0.05, gt=0, description="... or a task's mean reward has moved this far from that of the student's rows")
+    age_days: float = Field(30, gt=0, description="... or the student is this old, and anything is new (days)")
+    changes: bool = Field(True, description="... or a setting or the code of scoring, training or evaluation has changed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_cron_expression_alone(cls, value: Any) -> Any:
+        """As it stood in params.yaml, and stands in the ledger, from before there were rules."""
+        return {"cron": value} if isinstance(value, str) else value
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, cron: str) -> str:
+        fields = cron.split()
+        if len(fields) != len(CRON_RANGES):
+            raise ValueError("must have five fields (minute hour day month weekday), such as `0 3 * * *`")
+        for field, (name, lowest, highest) in zip(fields, CRON_RANGES, strict=True):
+            numbers = [int(number) for number in re.findall(r"(?<!/)\b\d+", field)]
+            if not re.fullmatch(r"[\w*/,-]+", field) or not all(lowest <= number <= highest for number in numbers):
+                raise ValueError(f"{name} is {field!r}, not * or something from {lowest} to {highest}")
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_there(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("is no time zone; name one such as UTC or Europe/Berlin") from None
+        return timezone
+
+
 class Settings(_Settings):
     artifacts: str = Field("artifacts", description="Folder of versions, DuckDB file and caches, relative to params.yaml")
     intents: IntentsSettings = IntentsSettings()
@@ -289,19 +329,7 @@ class Settings(_Settings):
     rounds: RoundsSettings = RoundsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()
-    schedule: str = Field("0 3 * * *", description="Cron of the retraining schedule (UTC); the schedule is off by default")
-
-    @field_validator("schedule")
-    @classmethod
-    def _is_cron(cls, schedule: str) -> str:
-        fields = schedule.split()
-        if len(fields) != len(CRON_RANGES):
-            raise ValueError("must have five fields (minute hour day month weekday), such as `0 3 * * *`")
-        for field, (name, lowest, highest) in zip(fields, CRON_RANGES, strict=True):
-            numbers = [int(number) for number in re.findall(r"(?<!/)\b\d+", field)]
-            if not re.fullmatch(r"[\w*/,-]+", field) or not all(lowest <= number <= highest for number in numbers):
-                raise ValueError(f"{name} is {field!r}, not * or something from {lowest} to {highest}")
-        return schedule
+    schedule: ScheduleSettings = ScheduleSettings()
 
     _root: Path = Path()
 

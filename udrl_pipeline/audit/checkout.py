@@ -74,6 +74,8 @@ def _params(values: dict[str, Any], settings: Settings, version: Version) -> str
     """The settings of a run as params.yaml; its relative paths still lead to where they led."""
     values["artifacts"] = "artifacts"
     values["intents"]["sources"] = [str(settings.path(source)) for source in values["intents"]["sources"]]
+    if folder := values["intents"].get("folder", settings.intents.folder):  # runs from before there was one do not name it
+        values["intents"]["folder"] = str(settings.path(folder))
     if folder := values["tasks"]["folder"]:
         values["tasks"]["folder"] = str(settings.path(folder))
     told = f"# The settings with which {version.asset} {version.version} was made. `udrl run` in this folder builds on that version.\n"

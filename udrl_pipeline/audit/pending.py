@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from udrl_pipeline.audit.changes import changed_settings
@@ -17,6 +17,8 @@ class News:
 
     asset: str
     reason: str
+    #: what it comes from: missing | code | settings | parents | input
+    kind: str = field(default="", compare=False)
 
 
 def pending(workspace: Workspace, builds: Sequence[Callable[[Workspace], Version]]) -> News | None:
@@ -28,13 +30,24 @@ def pending(workspace: Workspace, builds: Sequence[Callable[[Workspace], Version
     Raises:
         UdrlError: An input is broken, as it would be in the run.
     """
+    return next(iter(all_news(workspace, builds)), None)
+
+
+def all_news(workspace: Workspace, builds: Sequence[Callable[[Workspace], Version]]) -> Iterator[News]:
+    """What is new at each of these builds, in their order. Below one that would make a new version the others answer for the
+    versions that are there now; below one that has none nothing is told.
+
+    Raises:
+        UdrlError: An input is broken, as it would be in the run.
+    """
     rehearsal = _Rehearsal(workspace)
     for build in builds:
         try:
             build(rehearsal)
         except _WouldWork as would:
-            return would.news
-    return None
+            yield would.news
+            if would.news.kind == "missing":
+                return
 
 
 def outlook(workspace: Workspace, builds: Mapping[str, Callable[[Workspace], Version]]) -> dict[str, str]:
@@ -87,17 +100,17 @@ class _Rehearsal(Workspace):
     def parents(self, *assets: str) -> dict[str, str]:
         for asset in assets:
             if self.current(asset) is None:
-                raise _WouldWork(News(asset, "has no version yet"))
+                raise _WouldWork(News(asset, "has no version yet", "missing"))
         return super().parents(*assets)
 
     def reuse(self, asset: str, fingerprint: str) -> Version:
         current = self.current(asset)
         if current is None:
-            raise _WouldWork(News(asset, "has no version yet"))
+            raise _WouldWork(News(asset, "has no version yet", "missing"))
         if current.fingerprint != fingerprint:
-            raise _WouldWork(News(asset, self._difference(current)))
+            raise _WouldWork(self._difference(current))
         if not self.is_there(asset, current.version):
-            raise _WouldWork(News(asset, f"the files of version {current.version} are gone"))
+            raise _WouldWork(News(asset, f"the files of version {current.version} are gone", "missing"))
         return current
 
     def record(self, asset: str, **_: Any) -> Version:
@@ -109,13 +122,13 @@ class _Rehearsal(Workspace):
             self._known[question] = super()._read(condition, values)
         return self._known[question]
 
-    def _difference(self, current: Version) -> str:
+    def _difference(self, current: Version) -> News:
         if current.code_version != self._inputs["code_version"]:
-            return "its code has changed"
+            return News(current.asset, "its code has changed", "code")
         parents = self._inputs["parents"]
         if changed := [name for name, version in parents.items() if current.parents.get(name) != version]:
-            return f"{' and '.join(changed)} changed"
+            return News(current.asset, f"{' and '.join(changed)} changed", "parents")
         params = {name: value for name, value in self._inputs["params"].items() if name in current.params}  # the others are no settings
         if changed := [change.name for change in changed_settings(current.params, params)]:
-            return f"settings have changed: {', '.join(changed)}"
-        return "its input has changed"
+            return News(current.asset, f"settings have changed: {', '.join(changed)}", "settings")
+        return News(current.asset, "its input has changed", "input")

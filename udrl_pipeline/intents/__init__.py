@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -158,9 +159,18 @@ def collect(settings: Settings) -> Intents:
     from udrl_pipeline.intents.readers import read_source
 
     candidates = [Candidate(f"builtin:{n}", text) for n, text in enumerate(builtin(settings.intents))]
-    for source in settings.intents.sources:
-        candidates += read_source(settings.path(source), settings.root)
+    for source in sources(settings):
+        candidates += read_source(source, settings.root)
     return judge(candidates, settings)
+
+
+def sources(settings: Settings) -> list[Path]:
+    """The users' files and folders: those of `intents.sources`, and `intents.folder` where it holds a file."""
+    from udrl_pipeline.intents.readers import files_in
+
+    named = [settings.path(source) for source in settings.intents.sources]
+    folder = settings.path(settings.intents.folder) if settings.intents.folder else None
+    return [*named, folder] if folder and folder not in named and files_in(folder) else named
 
 
 def judge(candidates: list[Candidate], settings: Settings) -> Intents:

@@ -21,10 +21,10 @@ COLUMNS = ("intent", "task", "split")
 def read_source(path: Path, root: Path) -> list[Candidate]:
     """All lines of a file or of every file in a folder, each with its place (`file:line`, relative to `root`)."""
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
+        found = files_in(path)
         if not found:
             raise IntentsError("the folder holds no file", where=str(path), remedy="add a CSV, JSONL or Parquet file")
-        return [candidate for file in found for candidate in read_source(file, root)]
+        return [candidate for file in found for candidate in _read_member(file, root)]
     if not path.is_file():
         raise IntentsError("no such file or folder", where=str(path), remedy="correct intents.sources in params.yaml")
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
@@ -33,8 +33,25 @@ def read_source(path: Path, root: Path) -> list[Candidate]:
         raise IntentsError(
             f"is no intents file ({path.suffix or 'no ending'})", where=str(path), remedy="use .csv, .tsv, .jsonl or .parquet"
         )
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-    return list(reader(path, printable(name)))
+    return list(reader(path, _name(path, root)))
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, less what is hidden; none where there is no such folder."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def _read_member(file: Path, root: Path) -> list[Candidate]:
+    """The lines of a file in a folder. One that cannot be read is set aside whole, so that it costs the others nothing."""
+    try:
+        return read_source(file, root)
+    except IntentsError as error:
+        line = error.where.removeprefix(str(file))  # such as :1, where the header is at fault
+        return [Candidate(_name(file, root) + line, "", fault=f"the file {error.what}")]
+
+
+def _name(path: Path, root: Path) -> str:
+    return printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path))
 
 
 def _lines(path: Path) -> list[str]:

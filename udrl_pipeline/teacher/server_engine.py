@@ -1,7 +1,9 @@
 """Any OpenAI-compatible endpoint, such as `vllm serve`: bounded concurrency, time-outs, retries with backoff."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from udrl_pipeline import characters
@@ -44,13 +46,35 @@ class ServerEngine:
         self.version = server.model
 
     def generate(self, requests: list[Request]) -> list[Reply | Refusal]:
-        with ThreadPoolExecutor(self._server.concurrency) as pool:
-            futures = [pool.submit(self._one, request) for request in requests]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        """Ask for all of them. The threads are daemons: a run that is cancelled does not wait for answers that may take minutes."""
+        waiting: SimpleQueue[tuple[int, Request]] = SimpleQueue()
+        answered: SimpleQueue[tuple[int, Reply | Refusal | BaseException]] = SimpleQueue()
+        for numbered in enumerate(requests):
+            waiting.put(numbered)
+
+        def work() -> None:
+            with suppress(Empty):
+                while True:
+                    number, request = waiting.get_nowait()
+                    try:
+                        answered.put((number, self._one(request)))
+                    except BaseException as error:
+                        answered.put((number, error))
+
+        for _ in range(min(self._server.concurrency, len(requests))):
+            Thread(target=work, daemon=True).start()
+        replies: dict[int, Reply | Refusal] = {}
+        try:
+            while len(replies) < len(requests):
+                number, answer = answered.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                replies[number] = answer
+        finally:
+            with suppress(Empty):  # what was not sent yet is not sent any more
+                while True:
+                    waiting.get_nowait()
+        return [replies[number] for number in range(len(requests))]
 
     def _one(self, request: Request) -> Reply | Refusal:
         import openai

@@ -1,0 +1,61 @@
+"""Runs and the processes behind them: a step ends with its run, and a run whose process is gone is closed."""
+
+import multiprocessing
+import os
+import socket
+import threading
+
+import dagster as dg
+
+#: The host and the process that execute a run.
+PROCESS_TAG = "udrl/process"
+THREAD = "end with the run"
+
+
+def process_tag(pid: int) -> dict[str, str]:
+    return {PROCESS_TAG: f"{socket.gethostname()}/{pid}"}
+
+
+def end_with_the_run() -> int:
+    """A step whose run was killed ends at once, and with it the engine that it started; by itself it would work on, unseen.
+
+    Dagster tells its step processes of a cancelled run, not of a killed one. Returns the process that executes the run.
+    """
+    run = multiprocessing.parent_process()
+    if run is None:
+        return os.getpid()
+
+    def wait() -> None:
+        run.join()
+        os._exit(1)
+
+    if not any(thread.name == THREAD for thread in threading.enumerate()):
+        threading.Thread(target=wait, name=THREAD, daemon=True).start()
+    return run.pid or os.getpid()
+
+
+def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
+    """A run whose process is gone (killed in a terminal, or with the machine) still counts as started in Dagster's history, and
+    holds its slot: enter that it ended. Runs of other hosts are left alone. Returns what was closed."""
+    lost = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])):
+        if is_gone(run):
+            instance.report_run_failed(run, "the process of this run is gone; the next run resumes its work")
+            lost.append(run.run_id)
+    return lost
+
+
+def is_gone(run: dg.DagsterRun) -> bool:
+    """Whether the process that executed a run on this host has ended."""
+    host, _, process = run.tags.get(PROCESS_TAG, "").rpartition("/")
+    return host == socket.gethostname() and not _lives(int(process))
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
