@@ -18,6 +18,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 export DAGSTER_HOME := $(CURDIR)
+# where a browser finds what `udrl pages` serves
+export UDRL_PAGES_URL ?= http://localhost:3001
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,8 +36,8 @@ proof: $(READY) ## kills, reruns and new intents at full size with the real mode
 torture: $(READY) ## ninety kills with SIGKILL, and what was left of each (ARGS="--minutes 3" does a part and goes on from there)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.torture $(ARGS)
 
-ui: $(READY) ## Dagster on http://localhost:3000
-	@$(BIN)/dagster dev -m assets.definitions --port 3000
+ui: $(READY) ## Dagster on http://localhost:3000; the reports and the ledger that it links to on port 3001
+	@$(BIN)/udrl pages --port 3001 & pages=$$!; trap "kill $$pages" EXIT; $(BIN)/dagster dev -m assets.definitions --port 3000
 
 lint: $(READY) ## ruff, and the definitions as Dagster's own checks see them
 	@$(BIN)/ruff check .

@@ -1,16 +1,29 @@
 """The resource that opens the library's workspace, and the pool of the steps that write its DuckDB file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from udrl_pipeline import metrics
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.usage import Usage
 
 #: DuckDB takes one writing process, and every step writes: they share a pool with one slot.
 POOL = "duckdb"
 OWNERS = ["team:udrl"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the body of an asset works with: the store, and what it takes so far."""
+
+    workspace: Workspace
+    usage: Usage
 
 
 class Store(dg.ConfigurableResource[Workspace]):
@@ -23,8 +36,10 @@ class Store(dg.ConfigurableResource[Workspace]):
     def workspace(self, run_id: str | None = None) -> Workspace:
         return Workspace(load(self.params, self.preset, self.overrides), run_id)
 
-    def open(self, context: dg.AssetExecutionContext) -> Workspace:
-        """The workspace of a step; its run is entered into the ledger under Dagster's run id."""
-        workspace = self.workspace(context.run.run_id)
-        workspace.begin_run()
-        return workspace
+    @contextmanager
+    def open(self, context: dg.AssetExecutionContext) -> Iterator[Step]:
+        """The workspace of a step, whose run is entered into the ledger under Dagster's run id. The step is measured until it ends."""
+        with metrics.failures_counted(context.asset_key.to_user_string()), Usage() as usage:
+            workspace = self.workspace(context.run.run_id)
+            workspace.begin_run()
+            yield Step(workspace, usage)

@@ -8,14 +8,16 @@ import pandas as pd
 
 from assets.columns import TEACHER_CORPUS
 from assets.intents import intents
-from assets.plots import histogram
+from assets.plots import histogram, throughput
 from assets.results import Results, results, sample
 from assets.store import OWNERS, POOL, Store
+from assets.stories import story
 from udrl_pipeline import corpus
 from udrl_pipeline.versioning import code_version
 
 
 @dg.asset(
+    description=story("teacher_corpus"),
     kinds={"huggingface", "duckdb", "parquet"},
     group_name="data",
     owners=OWNERS,
@@ -27,11 +29,26 @@ from udrl_pipeline.versioning import code_version
 )
 def teacher_corpus(context: dg.AssetExecutionContext, store: Store) -> Results:
     """What the teacher wrote for every intent and task, in several lengths. Only missing rows are generated."""
-    workspace = store.open(context)
-    yield from results(workspace, corpus.build(workspace), show)
+    with store.open(context) as step:
+        yield from results(step, corpus.build(step.workspace), show)
 
 
 def show(folder: Path) -> dict[str, Any]:
     frame = pd.read_parquet(folder / "rows.parquet")
     frame["words"] = frame.text.str.split().str.len()
-    return {"sample": sample(frame, ["task", "intent", "asked_words", "text"]), "words": histogram(frame, "words", "length (words)")}
+    speed = throughput(rows_per_second(frame), "minutes since the first rows of the run", "teacher rows/s")
+    return {
+        "sample": sample(frame, ["task", "intent", "asked_words", "text"]),
+        "words": histogram(frame, "words", "length (words)"),
+        "throughput": speed or "no row of this version was written by the teacher here: all were recorded",
+        **{f"share/{task}": round(float(share), 4) for task, share in frame.task.value_counts(normalize=True).sort_index().items()},
+    }
+
+
+def rows_per_second(frame: pd.DataFrame) -> list[tuple[float, float]]:
+    """How fast the last run that asked the teacher got rows: (minutes since its first chunk, rows/s of each later chunk)."""
+    written = frame[~frame.recorded].sort_values("created_at")
+    last = written[written.run_id == written.run_id.iloc[-1]].created_at.dt.floor("1s") if len(written) else pd.Series()
+    chunks = last.value_counts().sort_index()
+    seconds = (chunks.index - chunks.index[0]).total_seconds() if len(chunks) else []
+    return [(now / 60, n / (now - before)) for before, now, n in zip(seconds, seconds[1:], chunks.iloc[1:], strict=False)]

@@ -55,7 +55,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{PORT}/server_info")
-        opened = ",".join(f"global@global:{group}" for group in ("data", "students", "evaluation"))
+        opened = ",".join(f"global@global:{group}" for group in ("data", "students", "verdict"))
         take(f"http://127.0.0.1:{PORT}/asset-groups?expanded={opened}", "asset-graph.png", 2200, 1240)
     finally:
         server.terminate()
