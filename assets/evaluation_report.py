@@ -8,7 +8,7 @@ import dagster as dg
 import pandas as pd
 
 from assets.labeled_dataset import labeled_dataset
-from assets.plots import obedience
+from assets.plots import achieved
 from assets.results import Results, results, sample, table
 from assets.store import OWNERS, POOL, Store
 from assets.stories import story
@@ -46,16 +46,18 @@ def evaluation_report(context: dg.AssetExecutionContext, store: Store) -> Result
 def show(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     student, page = found["headline"]["student"], page_of(f"{report.ASSET}/{folder.name}/report.html")
-    compared = pd.read_parquet(folder / "samples.parquet", columns=["part", "system", "task", "intent", "words", "reward", "text"])
-    claims = [(c["claim"], c["against"], c["verdict"], c["figure"]) for c in found["claims"].values()]
+    columns = ["task", "intent", "words", "reward", "text"]
+    texts = pd.read_parquet(folder / "samples.parquet", columns=["part", "system", *columns])
+    claims = [(c["verdict"], c["claim"], c["against"], c["figure"]) for c in found["claims"].values()]
+    length = {task: measured["lengths"] for task, measured in found["length"].get(student, {}).items()}
+    quality = {task: measured["levels"] for task, measured in found["quality"].get(student, {}).items()}
     main = found["systems"][student]["figures"][MEAN]
     return {
-        **({"report": dg.MetadataValue.url(page)} if page else {}),
+        **({"report": dg.MetadataValue.md(f"[open the report]({page})")} if page else {}),
         "report_file": dg.MetadataValue.path(folder / "report.html"),
-        "claims": table(["claim", "against", "verdict", "figure"], claims),
-        "commanded against achieved": obedience(found["length"].get(student, {}), found["quality"].get(student, {})),
-        "sample": sample(
-            compared[(compared.part == "compare") & (compared.system == student)], ["task", "intent", "words", "reward", "text"]
-        ),
+        "length, commanded and achieved": achieved(length, "commanded words", "achieved words", ideal=True),
+        "quality, commanded and achieved": achieved(quality, "commanded quality", "achieved reward"),
+        "claims": table(["verdict", "claim", "against", "figure"], claims),
+        "sample": sample(texts[(texts.part == "compare") & (texts.system == student)], columns),
         **{name: main[name]["value"] for name in ("relevance", "reward", "spread", "distinct_2", "self_bleu") if name in main},
     }

@@ -9,6 +9,7 @@ import dagster as dg
 import pandas as pd
 
 from assets.columns import COLUMN_LINEAGE
+from assets.plots import IN_PLACE
 from assets.store import Step
 from udrl_pipeline import metrics
 from udrl_pipeline.characters import printable
@@ -106,9 +107,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMe
 
 
 def sample(frame: pd.DataFrame, columns: Sequence[str], rows: int = 9) -> dg.MarkdownMetadataValue:
-    """Some rows of a frame, spread evenly over it."""
+    """Some rows of a frame, spread evenly over it: as many as the UI shows in place, and at least three."""
     spread = frame.iloc[:: max(1, len(frame) // rows)].head(rows) if len(frame) else frame
-    return table(columns, spread[list(columns)].itertuples(index=False, name=None))
+    shown = table(columns, spread[list(columns)].itertuples(index=False, name=None))
+    return shown if rows <= 3 or len(shown.md_str or "") < IN_PLACE else sample(frame, columns, rows - 1)
 
 
 def _cell(value: Any) -> str:

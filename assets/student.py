@@ -42,8 +42,7 @@ def show(folder: Path) -> dict[str, Any]:
     seen = pd.read_parquet(folder / training.SEEN, columns=["times"])
     return {
         "loss_curve": loss_curve(json.loads((folder / "loss.json").read_text(encoding="utf-8"))),
-        "throughput": throughput([(p["step"], p["tokens_per_s"]) for p in speed], "optimiser steps", "training tokens/s")
-        or "not told by the version: it is older than this plot",
+        "throughput": throughput([(p["step"], p["tokens_per_s"]) for p in speed], "optimiser steps", "training tokens/s"),
         "rows_seen": len(seen),
     }
 

@@ -20,9 +20,10 @@ REPORTS = "evaluation_report"
 OF_ALL, OF_ONE = ("versions", "quarantine"), ("trace", "verify")
 #: One version, as `udrl audit` takes it; nothing that could be an option of it.
 VERSION = re.compile(r"(?:[a-z][\w/-]*@)?[0-9a-f]{4,64}")
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }} body {{ margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
-pre {{ overflow-x: auto; font-size: 13px }}</style><p><a href="/">reports and ledger</a></p><h1>{title}</h1>{body}</html>"""
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }} body {{ margin: 2rem auto; max-width: 75rem }}
+pre {{ overflow-x: auto; font-size: 13px }}</style>
+<p><a href="/">reports and ledger</a></p><h1>{title}</h1>{body}</html>"""
 #: The report allows what it needs by itself; the other pages need no script.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
