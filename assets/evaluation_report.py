@@ -48,7 +48,7 @@ def show(folder: Path) -> dict[str, Any]:
     student, page = found["headline"]["student"], page_of(f"{report.ASSET}/{folder.name}/report.html")
     columns = ["task", "intent", "words", "reward", "text"]
     texts = pd.read_parquet(folder / "samples.parquet", columns=["part", "system", *columns])
-    claims = [(c["verdict"], c["claim"], c["against"], c["figure"]) for c in found["claims"].values()]
+    claims = [(c["verdict"], c["claim"], c["against"], c["figure"]) for c in found["claims"].values() if c["verdict"] != "not measured"]
     length = {task: measured["lengths"] for task, measured in found["length"].get(student, {}).items()}
     quality = {task: measured["levels"] for task, measured in found["quality"].get(student, {}).items()}
     main = found["systems"][student]["figures"][MEAN]
