@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof torture ui lint types format recorded example images vllm dvc clean setup
+.PHONY: help run test proof browser torture ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +31,10 @@ test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
 	@$(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 8 minutes)
-	@$(BIN)/pytest -q -m slow $(ARGS)
+	@$(BIN)/pytest -q -m slow --ignore tests/test_browser.py $(ARGS)
+
+browser: $(READY) ## a day in the Dagster UI with a real Chromium, which also takes the pictures of docs/images (some minutes)
+	@UDRL_IMAGES=docs/images $(BIN)/pytest -q -m slow tests/test_browser.py $(ARGS)
 
 torture: $(READY) ## ninety kills with SIGKILL, and what was left of each (ARGS="--minutes 3" does a part and goes on from there)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.torture $(ARGS)

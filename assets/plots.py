@@ -66,7 +66,7 @@ def plot(lines: Mapping[str, Points], across: str, unit: str, from_zero: bool = 
         return dg.MetadataValue.md("nothing to draw")
     most = max(len(points) for points in lines.values())
     drawn = _drawn(lines, across, unit, from_zero, most)
-    while len(drawn) >= IN_PLACE and most > 4:
+    while len(drawn) >= IN_PLACE and most > 3:
         most -= 1
         drawn = _drawn(lines, across, unit, from_zero, most)
     return dg.MetadataValue.md(drawn)
@@ -83,7 +83,7 @@ def _drawn(lines: Mapping[str, Points], across: str, unit: str, from_zero: bool,
         hue = HUES[number % len(HUES)]
         parts.append(f"<path d='{_path(pixels)}' stroke='#{hue}'/>")
         if name:
-            parts.append(_text(LEFT + room * number + 4, 10, _plain(name)[:14], f" fill='#{hue}'"))
+            parts.append(_text(LEFT + room * number + 4, 10, _plain(name)[: 14 if len(lines) < 4 else 9], f" fill='#{hue}'"))
     ends = (
         _text(0, TOP + 8, f"{y1:.3g}")
         + _text(0, BOTTOM, f"{y0:.3g}")

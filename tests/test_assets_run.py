@@ -184,7 +184,14 @@ def test_the_history_holds_versions_metadata_and_checks(library: Library, projec
     assert {name: (m.tags or {})["dagster/data_version"] for name, m in shown.items() if m} == by_asset(run, "version")
     corpus_shown = shown["teacher_corpus"]
     assert corpus_shown is not None
-    assert {"dagster/row_count", "sample", "words", "made from intents", "rows_per_task/image", "teacher_tokens"} <= corpus_shown.metadata.keys()
+    assert {
+        "dagster/row_count",
+        "sample",
+        "words",
+        "made from intents",
+        "rows_per_task/image",
+        "teacher_tokens",
+    } <= corpus_shown.metadata.keys()
     assert "A lone lighthouse stands in the \\| storm" in str(corpus_shown.metadata["sample"].value)
     assert str(corpus_shown.metadata["words"].value).startswith("![% of rows](<data:image/svg+xml,")
     student = shown["student/udrl"]
