@@ -62,7 +62,7 @@ recorded: vllm ## make what ships with the package anew: the teacher's rows, and
 example: $(READY) ## play docs/audit.md: a small history, and what the audit commands say of it (some minutes)
 	@$(BIN)/python docs/make_audit.py
 
-images: $(READY) ## the README's pictures, from the newest run (needs Chromium)
+images: $(READY) ## the README's picture of the newest report (needs Chromium; `make browser` takes those of the UI)
 	@$(BIN)/python docs/make_images.py
 
 setup: $(READY) ## only the environment

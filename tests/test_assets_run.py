@@ -12,10 +12,11 @@ import dagster as dg
 import pytest
 
 from assets.run import PROCESS_TAG, Wish, close_killed_runs, main, materialise, open_instance
-from udrl_pipeline import corpus, dataset, exploration, quality
+from udrl_pipeline import corpus, dataset, exploration, metrics, quality
 from udrl_pipeline.cli_output import Run
 from udrl_pipeline.errors import TeacherError, UdrlError
 from udrl_pipeline.evaluation import report
+from udrl_pipeline.pages import PAGES_ENV
 from udrl_pipeline.settings import PARAMS_ENV, load
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 from udrl_pipeline.student import training
@@ -231,6 +232,41 @@ def test_a_failed_blocking_check_stops_what_is_below_and_keeps_the_last_version(
         event = instance.get_latest_materialization_event(dg.AssetKey("labeled_dataset"))
     assert event is not None
     assert (event.asset_materialization.tags or {})["dagster/data_version"] == good["labeled_dataset"]  # type: ignore[union-attr]
+
+
+def test_what_the_steps_took_and_what_failed_is_told_to_a_collector(
+    library: Library, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr(metrics.Gauge, "set", lambda self, value, **labels: value > 0 and told.append((self.name, labels)))
+    monkeypatch.setattr(metrics.Counter, "add", lambda self, amount, **labels: amount and told.append((self.name, labels)))
+    library.verdicts["rows_per_task"] = False
+    materialise(Wish())
+    assert told == [
+        ("udrl.step.duration", {"asset": "intents"}),
+        ("udrl.step.peak_memory", {"asset": "intents"}),
+        ("udrl.step.duration", {"asset": "teacher_corpus"}),
+        ("udrl.step.peak_memory", {"asset": "teacher_corpus"}),
+        ("udrl.failures", {"asset": "labeled_dataset", "cause": "check"}),
+    ]
+    library.verdicts, library.content["labeled_dataset"] = {}, "new"
+    library.fails["labeled_dataset"] = TeacherError("does not answer")
+    materialise(Wish())
+    assert told[-1] == ("udrl.failures", {"asset": "labeled_dataset", "cause": "input"})
+
+
+def test_a_page_links_to_the_report_and_to_what_it_was_made_from(library: Library, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PAGES_ENV, "http://localhost:3001")
+    version = by_asset(materialise(Wish()), "version")["evaluation_report"]
+    with open_instance() as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey("evaluation_report"))
+    assert event is not None
+    shown = event.asset_materialization.metadata  # type: ignore[union-attr]
+    assert shown["report"].value == f"[open the report](http://localhost:3001/evaluation_report/{version}/report.html)"
+    assert str(shown["audit"].value).startswith(
+        f"[what it was made from](http://localhost:3001/trace/evaluation_report@{version}); `udrl audit trace {version}`"
+    )
+    assert (shown["relevance"].value, shown["distinct_2"].value) == (0.8, 0.8)
 
 
 def test_an_error_of_the_input_inside_a_step_is_told_with_its_remedy(
