@@ -37,8 +37,6 @@ def newest() -> dict[str, Any]:
     pool=POOL,
 )
 def evaluation_report(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """One page on the students that exist: relevance, diversity, obedience, latency, and the claims. A student that a run
-    does not train takes part with its last version, or not at all."""
     with store.open(context) as step:
         yield from results(step, report.build(step.workspace), show)
 

@@ -34,8 +34,6 @@ CHECKS = [
     pool=POOL,
 )
 def explored_rows(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """One round of exploring: texts of the student at its best commands, scored and judged like the teacher's, and binned anew
-    with them. From the second round on they come from the student of the round before."""
     with store.open(context) as step:
         yield from results(step, exploration.build(step.workspace), show, CHECKS)
 

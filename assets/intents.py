@@ -32,7 +32,6 @@ CHECKS = [
     pool=POOL,
 )
 def intents(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """Users' short ideas, built in or from files; normalised, deduplicated and split by hash."""
     with store.open(context) as step:
         yield from results(step, asset.build(step.workspace), show, CHECKS)
 

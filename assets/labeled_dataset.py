@@ -34,7 +34,6 @@ CHECKS = [
     pool=POOL,
 )
 def labeled_dataset(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """The corpus with its rewards, judged by Great Expectations; bad rows are in quarantine, the rest is binned by quality."""
     with store.open(context) as step:
         yield from results(step, dataset.build(step.workspace), show, CHECKS)
 

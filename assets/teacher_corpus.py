@@ -15,6 +15,9 @@ from assets.stories import story
 from udrl_pipeline import corpus
 from udrl_pipeline.versioning import code_version
 
+#: Between the rows of one chunk less time passes, between two chunks more.
+PAUSE_S = 0.5
+
 
 @dg.asset(
     description=story("teacher_corpus"),
@@ -28,7 +31,6 @@ from udrl_pipeline.versioning import code_version
     pool=POOL,
 )
 def teacher_corpus(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """What the teacher wrote for every intent and task, in several lengths. Only missing rows are generated."""
     with store.open(context) as step:
         yield from results(step, corpus.build(step.workspace), show)
 
@@ -45,9 +47,12 @@ def show(folder: Path) -> dict[str, Any]:
 
 
 def rows_per_second(frame: pd.DataFrame) -> list[tuple[float, float]]:
-    """How fast the last run that asked the teacher got rows: (minutes since its first chunk, rows/s of each later chunk)."""
+    """How fast the last run that asked the teacher got rows: (minutes since its first chunk, rows/s of each later chunk). The rows of
+    a chunk are entered at once, so a pause tells where the next one begins."""
     written = frame[~frame.recorded].sort_values("created_at")
-    last = written[written.run_id == written.run_id.iloc[-1]].created_at.dt.floor("1s") if len(written) else pd.Series()
-    chunks = last.value_counts().sort_index()
-    seconds = (chunks.index - chunks.index[0]).total_seconds() if len(chunks) else []
-    return [(now / 60, n / (now - before)) for before, now, n in zip(seconds, seconds[1:], chunks.iloc[1:], strict=False)]
+    if written.empty:
+        return []
+    entered = written[written.run_id == written.run_id.iloc[-1]].created_at
+    chunks = entered.groupby((entered.diff().dt.total_seconds() > PAUSE_S).cumsum()).agg(["max", "size"])
+    seconds = (chunks["max"] - chunks["max"].iloc[0]).dt.total_seconds().tolist()
+    return [(now / 60, n / (now - before)) for before, now, n in zip(seconds, seconds[1:], chunks["size"].iloc[1:], strict=False)]

@@ -9,6 +9,7 @@ import pytest
 
 from assets.plots import BOTTOM, IN_PLACE, LEFT, RIGHT, TOP, achieved, histogram, loss_curve, plot, throughput
 from assets.results import sample
+from assets.teacher_corpus import rows_per_second
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -79,6 +80,20 @@ def test_what_has_no_points_says_so(nothing: object) -> None:
 @pytest.mark.parametrize("points", [[(1.0, 2.0)], [(1.0, 2.0), (1.0, 2.0)], [(0.0, 5.0), (9.0, 5.0)]])
 def test_points_that_are_all_alike_are_drawn(points: list[tuple[float, float]]) -> None:
     assert len(throughput(points, "minutes", "rows/s").md_str) > 200
+
+
+def test_the_throughput_of_the_teacher_is_that_of_the_last_run_chunk_by_chunk() -> None:
+    start = pd.Timestamp("2026-01-01 00:00:00.999", tz="UTC")  # rows of one chunk on both sides of a second
+
+    def chunk(run: str, second: float, rows: int, recorded: bool = False) -> pd.DataFrame:
+        times = [start + pd.Timedelta(seconds=second + n / 1000) for n in range(rows)]
+        return pd.DataFrame({"run_id": run, "created_at": times, "recorded": recorded})
+
+    frame = pd.concat([chunk("b", 130, 20), chunk("b", 100, 32), chunk("a", 0, 500), chunk("b", 110, 41), chunk("r", 900, 9, True)])
+    found = rows_per_second(frame.reset_index(drop=True))
+    assert [(round(minutes, 2), round(rate, 2)) for minutes, rate in found] == [(0.17, 4.1), (0.5, 1.0)]
+    assert rows_per_second(frame[frame.recorded]) == []
+    assert rows_per_second(chunk("b", 0, 7)) == []
 
 
 def test_a_name_is_text_whatever_it_holds() -> None:
