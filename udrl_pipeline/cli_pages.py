@@ -71,12 +71,14 @@ class _Pages(BaseHTTPRequestHandler):
             self._page("there is no such page", "", HTTPStatus.NOT_FOUND)
 
     def _home(self) -> str:
-        lines = [f'<p><a href="/{question}">udrl audit {question}</a></p>' for question in OF_ALL]
         with self.workspace.database.reader() as connection:
             made = connection.execute("SELECT version, created_at FROM versions WHERE asset = ? ORDER BY rowid DESC", [REPORTS]).fetchall()
-        for version, at in dict(reversed(made)).items() if made else ():
-            lines.insert(0, f'<p><a href="/{REPORTS}/{version}/report.html">report {version}</a>, {at:%Y-%m-%d %H:%M} UTC</p>')
-        return "\n".join(lines)
+        newest_first = reversed(dict(reversed(made)).items())  # one that was made again counts from then on
+        lines = [
+            f'<a href="/{REPORTS}/{version}/report.html">report {version}</a>, {at:%Y-%m-%d %H:%M} UTC' for version, at in newest_first
+        ]
+        lines += [f'<a href="/{question}">udrl audit {question}</a>' for question in OF_ALL]
+        return "\n".join(f"<p>{line}</p>" for line in lines)
 
     def _report(self, version: str) -> None:
         file = self.workspace.version_folder(REPORTS, version) / "report.html"
