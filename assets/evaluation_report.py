@@ -46,16 +46,16 @@ def show(folder: Path) -> dict[str, Any]:
     student, page = found["headline"]["student"], page_of(f"{report.ASSET}/{folder.name}/report.html")
     columns = ["task", "intent", "words", "reward", "text"]
     texts = pd.read_parquet(folder / "samples.parquet", columns=["part", "system", *columns])
-    claims = [(c["verdict"], c["claim"], c["against"], c["figure"]) for c in found["claims"].values() if c["verdict"] != "not measured"]
+    claims = [(c["verdict"], c["claim"], c["figure"]) for c in found["claims"].values() if c["verdict"] != "not measured"]
     length = {task: measured["lengths"] for task, measured in found["length"].get(student, {}).items()}
     quality = {task: measured["levels"] for task, measured in found["quality"].get(student, {}).items()}
     main = found["systems"][student]["figures"][MEAN]
     return {
         **({"report": dg.MetadataValue.md(f"[open the report]({page})")} if page else {}),
         "report_file": dg.MetadataValue.path(folder / "report.html"),
-        "length, commanded and achieved": achieved(length, "commanded words", "achieved words", ideal=True),
-        "quality, commanded and achieved": achieved(quality, "commanded quality", "achieved reward"),
-        "claims": table(["verdict", "claim", "against", "figure"], claims),
+        "obeyed_length": achieved(length, "commanded words", "achieved words", ideal=True),
+        "obeyed_quality": achieved(quality, "commanded quality", "achieved reward"),
+        "claims": table(["verdict", "claim", "figure"], claims),
         "sample": sample(texts[(texts.part == "compare") & (texts.system == student)], columns),
         **{name: main[name]["value"] for name in ("relevance", "reward", "spread", "distinct_2", "self_bleu") if name in main},
     }

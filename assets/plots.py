@@ -55,7 +55,7 @@ def achieved(by_task: Mapping[str, Mapping[str, Any]], across: str, unit: str, i
     lines = {task: sorted((float(command), float(found["value"])) for command, found in of.items()) for task, of in by_task.items()}
     commands = [command for line in lines.values() for command, _ in line]
     if ideal and commands:
-        lines["as commanded"] = [(min(commands), min(commands)), (max(commands), max(commands))]
+        lines["ideal"] = [(min(commands), min(commands)), (max(commands), max(commands))]
     return plot(lines, across, unit)
 
 
@@ -85,14 +85,14 @@ def _drawn(lines: Mapping[str, Points], across: str, unit: str, from_zero: bool,
         if name:
             parts.append(_text(LEFT + room * number + 4, 10, _plain(name)[: 14 if len(lines) < 4 else 9], f" fill='#{hue}'"))
     ends = (
-        _text(0, TOP + 8, f"{y1:.3g}")
-        + _text(0, BOTTOM, f"{y0:.3g}")
-        + _text(LEFT, 122, f"{x0:.3g}")
-        + _text(RIGHT - 14, 122, f"{x1:.3g}")
+        _text(0, TOP + 8, _number(y1))
+        + _text(0, BOTTOM, _number(y0))
+        + _text(LEFT, 122, _number(x0))
+        + _text(RIGHT - 14, 122, _number(x1))
         + _text(90, 122, _plain(f"{across}; {unit}"))
     )
     svg = (
-        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 345 126' font-family='Arial' font-size='10' fill='#888'>"
+        "<svg xmlns='http://www.w3.org/2000/svg' width='345' height='126' viewBox='0 0 345 126' font-family='Arial' font-size='10' fill='#888'>"
         f"<g fill='none'><path d='M{LEFT} {TOP}V{BOTTOM}H{RIGHT}' stroke='#888'/>"
         + "".join(part for part in parts if part.startswith("<path"))
         + "</g>"
@@ -121,6 +121,10 @@ def _path(pixels: Sequence[tuple[int, int]]) -> str:
 
 def _text(x: float, y: int, text: str, look: str = "") -> str:
     return f"<text x='{round(x)}' y='{y}'{look}>{text}</text>"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _plain(text: str) -> str:
