@@ -83,7 +83,7 @@ def _drawn(lines: Mapping[str, Points], across: str, unit: str, from_zero: bool,
         hue = HUES[number % len(HUES)]
         parts.append(f"<path d='{_path(pixels)}' stroke='#{hue}'/>")
         if name:
-            parts.append(_text(LEFT + room * number + 4, 10, _plain(name)[: 14 if len(lines) < 4 else 9], f" fill='#{hue}'"))
+            parts.append(_text(LEFT + room * number + 4, 10, _plain(name)[: 14 if len(lines) < 4 else 8], f" fill='#{hue}'"))
     ends = (
         _text(0, TOP + 8, _number(y1))
         + _text(0, BOTTOM, _number(y0))
@@ -92,8 +92,10 @@ def _drawn(lines: Mapping[str, Points], across: str, unit: str, from_zero: bool,
         + _text(90, 122, _plain(f"{across}; {unit}"))
     )
     svg = (
-        "<svg xmlns='http://www.w3.org/2000/svg' width='345' height='126' viewBox='0 0 345 126' font-family='Arial' font-size='10' fill='#888'>"
-        f"<g fill='none'><path d='M{LEFT} {TOP}V{BOTTOM}H{RIGHT}' stroke='#888'/>"
+        # without a size of its own a picture in a table's column has none
+        "<svg xmlns='http://www.w3.org/2000/svg' width='345' height='126' viewBox='0 0 345 126'"
+        " style='font:10px Arial' fill='gray'>"
+        f"<g fill='none'><path d='M{LEFT} {TOP}V{BOTTOM}H{RIGHT}' stroke='gray'/>"
         + "".join(part for part in parts if part.startswith("<path"))
         + "</g>"
         + "".join(part for part in parts if not part.startswith("<path"))

@@ -69,14 +69,14 @@ def test_obedience_is_drawn_beside_what_was_commanded() -> None:
     assert "ideal" in texts
 
 
-@pytest.mark.parametrize(
-    "nothing",
-    [throughput([], "minutes", "rows/s"), loss_curve([]), achieved({}, "a", "b")],
-)
 def test_large_numbers_are_written_out() -> None:
     assert drawn(throughput([(0, 10), (12, 8990.4)], "steps", "tokens/s").md_str)[1][:4] == ["8990", "0", "0", "12"]
 
 
+@pytest.mark.parametrize(
+    "nothing",
+    [throughput([], "minutes", "rows/s"), loss_curve([]), achieved({}, "a", "b")],
+)
 def test_what_has_no_points_says_so(nothing: object) -> None:
     assert getattr(nothing, "md_str", None) == "nothing to draw"
 
