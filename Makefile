@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof torture operations ui lint types format recorded example images vllm dvc clean setup
+.PHONY: help run test proof browser torture operations ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 export DAGSTER_HOME := $(CURDIR)
+# where a browser finds what `udrl pages` serves
+export UDRL_PAGES_URL ?= http://localhost:3001
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +31,10 @@ test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
 	@$(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 8 minutes)
-	@$(BIN)/pytest -q -m slow $(ARGS)
+	@$(BIN)/pytest -q -m slow --ignore tests/test_browser.py $(ARGS)
+
+browser: $(READY) ## a day in the Dagster UI with a real Chromium, which also takes the pictures of docs/images (some minutes)
+	@UDRL_IMAGES=docs/images $(BIN)/pytest -q -m slow tests/test_browser.py $(ARGS)
 
 torture: $(READY) ## ninety kills with SIGKILL, and what was left of each (ARGS="--minutes 3" does a part and goes on from there)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.torture $(ARGS)
@@ -37,8 +42,8 @@ torture: $(READY) ## ninety kills with SIGKILL, and what was left of each (ARGS=
 operations: $(READY) ## twenty cancelled and killed runs of a real deployment, and what they left (ARGS="--minutes 5" does a part)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.operations $(ARGS)
 
-ui: $(READY) ## Dagster on http://localhost:3000
-	@$(BIN)/dagster dev -m assets.definitions --port 3000
+ui: $(READY) ## Dagster on http://localhost:3000; the reports and the ledger that it links to on port 3001
+	@$(BIN)/udrl pages --port 3001 & pages=$$!; trap "kill $$pages" EXIT; $(BIN)/dagster dev -m assets.definitions --port 3000
 
 lint: $(READY) ## ruff, and the definitions as Dagster's own checks see them
 	@$(BIN)/ruff check .
@@ -60,7 +65,7 @@ recorded: vllm ## make what ships with the package anew: the teacher's rows, and
 example: $(READY) ## play docs/audit.md: a small history, and what the audit commands say of it (some minutes)
 	@$(BIN)/python docs/make_audit.py
 
-images: $(READY) ## the README's pictures, from the newest run (needs Chromium)
+images: $(READY) ## the README's picture of the newest report (needs Chromium; `make browser` takes those of the UI)
 	@$(BIN)/python docs/make_images.py
 
 setup: $(READY) ## only the environment

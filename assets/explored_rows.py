@@ -11,6 +11,7 @@ from assets.labeled_dataset import labeled_dataset
 from assets.plots import histogram
 from assets.results import Results, results, sample
 from assets.store import COMPUTE, OWNERS, Store
+from assets.stories import story
 from udrl_pipeline import exploration
 from udrl_pipeline.quality import ROW_EXPECTATIONS
 from udrl_pipeline.versioning import code_version
@@ -21,6 +22,7 @@ CHECKS = [
 
 
 @dg.asset(
+    description=story("explored_rows"),
     kinds={"pytorch", "greatexpectations", "duckdb", "parquet"},
     group_name="students",
     owners=OWNERS,
@@ -32,10 +34,8 @@ CHECKS = [
     pool=COMPUTE,
 )
 def explored_rows(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """One round of exploring: texts of the student at its best commands, scored and judged like the teacher's, and binned anew
-    with them. From the second round on they come from the student of the round before."""
-    workspace = store.open(context)
-    yield from results(workspace, exploration.build(workspace), show, CHECKS)
+    with store.open(context) as step:
+        yield from results(step, exploration.build(step.workspace), show, CHECKS)
 
 
 def show(folder: Path) -> dict[str, Any]:

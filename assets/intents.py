@@ -8,8 +8,10 @@ import pandas as pd
 
 from assets.automation import on_new_data
 from assets.columns import INTENTS
+from assets.plots import histogram
 from assets.results import Results, results, sample
 from assets.store import DUCKDB, OWNERS, Store
+from assets.stories import story
 from udrl_pipeline.intents import asset
 from udrl_pipeline.versioning import code_version
 
@@ -20,6 +22,7 @@ CHECKS = [
 
 
 @dg.asset(
+    description=story("intents"),
     kinds={"python", "parquet"},
     group_name="data",
     owners=OWNERS,
@@ -31,11 +34,13 @@ CHECKS = [
     pool=DUCKDB,
 )
 def intents(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """Users' short ideas, built in or from files; normalised, deduplicated and split by hash."""
-    workspace = store.open(context)
-    yield from results(workspace, asset.build(workspace), show, CHECKS)
+    with store.open(context) as step:
+        yield from results(step, asset.build(step.workspace), show, CHECKS)
 
 
 def show(folder: Path) -> dict[str, Any]:
     frame = pd.read_parquet(folder / "intents.parquet")
-    return {"sample": sample(frame, ["intent", "tasks", "split", "source"])}
+    return {
+        "sample": sample(frame, ["intent", "tasks", "split", "source"]),
+        "words": histogram(frame.assign(words=frame.intent.str.split().str.len()), "words", "length (words)", by="split"),
+    }

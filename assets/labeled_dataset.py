@@ -12,6 +12,7 @@ from assets.intents import intents
 from assets.plots import histogram
 from assets.results import Results, results, sample
 from assets.store import COMPUTE, OWNERS, Store
+from assets.stories import story
 from assets.teacher_corpus import teacher_corpus
 from udrl_pipeline import dataset
 from udrl_pipeline.versioning import code_version
@@ -22,6 +23,7 @@ CHECKS = [
 
 
 @dg.asset(
+    description=story("labeled_dataset"),
     kinds={"greatexpectations", "duckdb", "parquet"},
     group_name="data",
     owners=OWNERS,
@@ -34,12 +36,17 @@ CHECKS = [
     pool=COMPUTE,
 )
 def labeled_dataset(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """The corpus with its rewards, judged by Great Expectations; bad rows are in quarantine, the rest is binned by quality."""
-    workspace = store.open(context)
-    yield from results(workspace, dataset.build(workspace), show, CHECKS)
+    with store.open(context) as step:
+        yield from results(step, dataset.build(step.workspace), show, CHECKS)
 
 
 def show(folder: Path) -> dict[str, Any]:
     frame = pd.read_parquet(folder / "rows.parquet")
     columns = ["task", "split", "intent", "words", "reward", "quality", "text"]
-    return {"sample": sample(frame, columns), "rewards": histogram(frame, "reward", "reward")}
+    shares = frame.task.value_counts(normalize=True).sort_index()
+    return {
+        "sample": sample(frame, columns),
+        "rewards": histogram(frame, "reward", "reward"),
+        **{f"share/{task}": round(float(share), 4) for task, share in shares.items()},
+        **{f"reward_spread/{task}": round(float(rows.reward.std(ddof=0)), 4) for task, rows in frame.groupby("task")},
+    }

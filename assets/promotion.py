@@ -1,6 +1,5 @@
 """`promotion`: which student of each recipe is in use."""
 
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -9,7 +8,9 @@ from assets.automation import on_new_data
 from assets.evaluation_report import evaluation_report
 from assets.results import Results, results, table
 from assets.store import DUCKDB, OWNERS, Store
+from assets.stories import story
 from udrl_pipeline import promotion as gate
+from udrl_pipeline.pages import page_of
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.versioning import code_version
 
@@ -19,8 +20,9 @@ CHECK = dg.AssetCheckSpec(
 
 
 @dg.asset(
+    description=story("promotion"),
     kinds={"duckdb"},
-    group_name="promotion",
+    group_name="verdict",
     owners=OWNERS,
     code_version=code_version(gate.SOURCES),
     deps=[evaluation_report],
@@ -30,19 +32,16 @@ CHECK = dg.AssetCheckSpec(
     pool=DUCKDB,
 )
 def promotion(context: dg.AssetExecutionContext, store: Store) -> Results:
-    """Which student of each recipe is in use. The newest one takes the place of the one before if the report says that it is not
-    worse; else it stays a candidate. `udrl students` lists, promotes and rolls back."""
-    workspace = store.open(context)
-    made = gate.build(workspace)
-    refused = gate.refused(workspace)
-    yield dg.AssetCheckResult(
-        check_name=CHECK.name,
-        passed=not refused,
-        severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{asset} {entry.version}: {entry.reason}" for asset, entry in refused.items()) or None,
-        metadata={"refused": dg.MetadataValue.json({asset: entry.as_dict() for asset, entry in refused.items()})},
-    )
-    yield from results(workspace, made, lambda _: show(workspace, made.parents[evaluation_report.key.to_user_string()]))
+    with store.open(context) as step:
+        made, refused = gate.build(step.workspace), gate.refused(step.workspace)
+        yield dg.AssetCheckResult(
+            check_name=CHECK.name,
+            passed=not refused,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="; ".join(f"{asset} {entry.version}: {entry.reason}" for asset, entry in refused.items()) or None,
+            metadata={"refused": dg.MetadataValue.json({asset: entry.as_dict() for asset, entry in refused.items()})},
+        )
+        yield from results(step, made, lambda _: show(step.workspace, made.parents[evaluation_report.key.to_user_string()]))
 
 
 def show(workspace: Workspace, report: str) -> dict[str, Any]:
@@ -54,10 +53,11 @@ def show(workspace: Workspace, report: str) -> dict[str, Any]:
         for name, e in sorted(last.items())
         for measure, figure in e.figures.get("measures", {}).items()
     ]
-    page: Path = workspace.version_folder(evaluation_report.key.to_user_string(), report) / "report.html"
+    asset = evaluation_report.key.to_user_string()
+    page = page_of(f"{asset}/{report}/report.html")
     return {
         "decisions": table(["recipe", "decision", "student", "in use", "by", "because"], decided),
         "against the one in use": table(["recipe", "measure", "share", "low", "high"], measured),
-        "report": dg.MetadataValue.path(page),
+        **({"report": dg.MetadataValue.md(f"[open the report]({page})")} if page else {}),
         **{f"{name} {measure}": float(value) for name, measure, value, *_ in measured},
     }

@@ -1,5 +1,8 @@
 """The resource that opens the library's workspace with the settings of a run, and the pools that steps wait in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -7,10 +10,12 @@ from pydantic import Field
 
 from assets.knobs import chosen, section
 from assets.processes import end_with_the_run, process_tag
+from udrl_pipeline import metrics
 from udrl_pipeline.errors import SettingsError
 from udrl_pipeline.settings import Settings, load
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student.recipes import RECIPES
+from udrl_pipeline.usage import Usage
 
 OWNERS = ["team:udrl"]
 
@@ -26,6 +31,14 @@ Intents, Tasks, Teacher, Student, Rounds, Evaluation = (
 def teacher_pool(settings: Settings) -> str:
     """A teacher behind an endpoint has a machine of its own; any other computes here."""
     return TEACHER if settings.teacher.engine == "server" else COMPUTE
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the body of an asset works with: the store, and what it takes so far."""
+
+    workspace: Workspace
+    usage: Usage
 
 
 class Store(dg.ConfigurableResource[Workspace]):
@@ -57,14 +70,16 @@ class Store(dg.ConfigurableResource[Workspace]):
             raise SettingsError(f"unknown recipe {unknown[0]!r}", where="recipes", remedy=f"recipes: {', '.join(RECIPES)}")
         return Workspace(load(self.params, self.preset, self.set_for_the_run()), run_id)
 
-    def open(self, context: dg.AssetExecutionContext) -> Workspace:
-        """The workspace of a step; its run is entered into the ledger under Dagster's run id. What the run sets otherwise stands
-        in its log and beside what it makes."""
+    @contextmanager
+    def open(self, context: dg.AssetExecutionContext) -> Iterator[Step]:
+        """The workspace of a step, whose run is entered into the ledger under Dagster's run id. What the run sets otherwise stands in its
+        log and beside what it makes. The step is measured until it ends."""
         context.instance.add_run_tags(context.run.run_id, process_tag(end_with_the_run()))
-        workspace = self.workspace(context.run.run_id)
-        if changed := self.set_for_the_run():
-            told = {key: str(value) for key, value in sorted(changed.items())}
-            context.log.info("set for this run: " + ", ".join(f"{key} = {value}" for key, value in told.items()))
-            context.add_asset_metadata({"set for this run": dg.MetadataValue.json(told)})
-        workspace.begin_run()
-        return workspace
+        with metrics.failures_counted(context.asset_key.to_user_string()), Usage() as usage:
+            workspace = self.workspace(context.run.run_id)
+            if changed := self.set_for_the_run():
+                told = {key: str(value) for key, value in sorted(changed.items())}
+                context.log.info("set for this run: " + ", ".join(f"{key} = {value}" for key, value in told.items()))
+                context.add_asset_metadata({"set for this run": dg.MetadataValue.json(told)})
+            workspace.begin_run()
+            yield Step(workspace, usage)

@@ -8,7 +8,6 @@ long as `make run`.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from udrl_pipeline.allocator import ENVIRONMENT
+from udrl_pipeline.usage import memory
 
 STEPS = ("intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report")
 
@@ -51,23 +51,13 @@ def measured(command: list[str]) -> dict[str, float]:
         process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=os.environ | ENVIRONMENT)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, memory(process))
+            peak = max(peak, memory(process.pid))
             time.sleep(0.25)
         output.seek(0)
         lines = output.read().splitlines()
     if process.returncode:
         sys.exit("\n".join(lines[-20:]))
     return {**json.loads(lines[-1]), "peak_mb": round(peak / 2**20)}
-
-
-def memory(process: psutil.Process) -> int:
-    """Bytes of a process and its descendants; pages that they share count once."""
-    total = 0
-    for member in [process, *process.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            found = member.memory_full_info()
-            total += getattr(found, "pss", found.rss)
-    return total
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ def measure(line: Line, bench: Bench) -> dict[str, Any]:
     held_out = training.validation_sequences(validation, space, RECIPES["udrl"], start.tokenizer, student.max_tokens)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        losses, _ = training.run_trainer(start, sequences, held_out, options, Path(scratch))
+        losses, *_ = training.run_trainer(start, sequences, held_out, options, Path(scratch))
     seconds = time.perf_counter() - began
     trained = Student(start.model.bfloat16().eval(), start.tokenizer, space, "udrl")
     asked = ask(trained, rows[rows.split == "test"], bench)

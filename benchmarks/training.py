@@ -54,7 +54,7 @@ def train(overrides: dict[str, Any], steps: int, attention: str | None = None) -
     held_out = training.validation_sequences(validation, space, recipe, start.tokenizer, student.max_tokens)
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
-        losses, _ = training.run_trainer(start, sequences, held_out, options, Path(scratch))
+        losses, *_ = training.run_trainer(start, sequences, held_out, options, Path(scratch))
         seconds = time.perf_counter() - began
     tokens = sum(len(s.prompt) + len(s.answer) for s in sequences)
     last = [entry["validation_loss"] for entry in losses if "validation_loss" in entry][-1]

@@ -1,4 +1,4 @@
-"""The README's pictures, taken from the real thing: Dagster's asset graph and the newest report.
+"""The README's picture of the newest report. Those of the Dagster UI are taken by `make browser`.
 
 make images        (after `make run`; needs Chromium on the PATH, or its path in $CHROMIUM)
 """
@@ -8,11 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
-PORT = 3456
 IMAGES = Path(__file__).parent / "images"
 
 
@@ -36,30 +33,9 @@ def take(url: str, name: str, width: int, height: int) -> None:
     print(IMAGES / name)
 
 
-def wait_for(url: str, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     take((Path.cwd() / "report.html").as_uri(), "report.png", 1280, 1500)
-    command = [sys.executable, "-m", "dagster_webserver", "-m", "assets.definitions", "-p", str(PORT)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(f"http://127.0.0.1:{PORT}/server_info")
-        opened = ",".join(f"global@global:{group}" for group in ("data", "students", "evaluation"))
-        take(f"http://127.0.0.1:{PORT}/asset-groups?expanded={opened}", "asset-graph.png", 2200, 1240)
-    finally:
-        server.terminate()
-        server.wait()
 
 
 if __name__ == "__main__":

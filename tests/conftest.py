@@ -22,6 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from udrl_pipeline import settings as settings_module
 from udrl_pipeline.errors import TeacherError
+from udrl_pipeline.metrics import SWITCHES
+from udrl_pipeline.pages import PAGES_ENV
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.teacher import Refusal, Reply, Request
@@ -115,7 +117,7 @@ def idea_of(request: Request) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (settings_module.PARAMS_ENV, settings_module.PRESET_ENV, "UDRL_TEACHER_API_KEY", "DAGSTER_HOME"):
+    for name in (settings_module.PARAMS_ENV, settings_module.PRESET_ENV, "UDRL_TEACHER_API_KEY", "DAGSTER_HOME", PAGES_ENV, *SWITCHES):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -13,10 +13,11 @@ import pytest
 
 from assets.processes import PROCESS_TAG, close_lost_runs, process_tag
 from assets.run import Wish, main, materialise, open_instance
-from udrl_pipeline import corpus, dataset, exploration, quality
+from udrl_pipeline import corpus, dataset, exploration, metrics, quality
 from udrl_pipeline.cli_output import Run
 from udrl_pipeline.errors import TeacherError, UdrlError
 from udrl_pipeline.evaluation import report
+from udrl_pipeline.pages import PAGES_ENV
 from udrl_pipeline.settings import PARAMS_ENV, load
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 from udrl_pipeline.student import training
@@ -26,11 +27,34 @@ from udrl_pipeline.versioning import code_version, content_hash
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "promotion"]
 LOSSES = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}, {"step": 2, "validation_loss": 2.6}]
-#: What the files of a version hold that the assets look into.
-FILES: dict[str, Callable[[Path], Any]] = {
-    "student": lambda folder: (folder / "loss.json").write_text(json.dumps(LOSSES)),
-    "evaluation_report": lambda folder: (folder / "report.html").write_text("<h1>the report</h1>"),
+INTERVAL = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 3}
+METRICS = {
+    "headline": {"student": "udrl"},
+    "systems": {"udrl": {"figures": {"mean": {"relevance": INTERVAL, "distinct_2": INTERVAL}}}},
+    "length": {"udrl": {"image": {"lengths": {"8": INTERVAL, "16": INTERVAL}}}},
+    "quality": {"udrl": {"image": {"levels": {"1": INTERVAL, "5": INTERVAL}}}},
+    "claims": {"one": {"claim": "smaller", "against": "teacher", "verdict": "met", "figure": "4 times"}},
 }
+
+
+def write_student(folder: Path) -> None:
+    import pandas as pd
+
+    (folder / "loss.json").write_text(json.dumps(LOSSES))
+    pd.DataFrame({"row_key": ["a"], "times": [1]}).to_parquet(folder / "seen.parquet")
+
+
+def write_report(folder: Path) -> None:
+    import pandas as pd
+
+    (folder / "report.html").write_text("<h1>the report</h1>")
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    text = {"task": "image", "intent": "lighthouse", "words": 7, "reward": 0.5, "text": "A lighthouse"}
+    pd.DataFrame([{"part": "compare", "system": "udrl", **text}]).to_parquet(folder / "samples.parquet")
+
+
+#: What the files of a version hold that the assets look into.
+FILES: dict[str, Callable[[Path], Any]] = {"student": write_student, "evaluation_report": write_report}
 
 
 SOURCES = {
@@ -44,6 +68,7 @@ def write_rows(folder: Path) -> None:
 
     text = "A lone lighthouse stands in the | storm"
     frame = pd.DataFrame({"task": ["image", "search"], "intent": ["lighthouse", "boat"], "text": [text] * 2, "asked_words": 7})
+    frame = frame.assign(recorded=[True, False], run_id="run", created_at=pd.Timestamp("2026-01-01", tz="UTC"))
     frame.assign(split="train", words=7, reward=[0.4, 0.9], quality=[1, 5], round=[0, 1]).to_parquet(folder / "rows.parquet")
 
 
@@ -161,12 +186,20 @@ def test_the_history_holds_versions_metadata_and_checks(library: Library, projec
     assert {name: (m.tags or {})["dagster/data_version"] for name, m in shown.items() if m} == by_asset(run, "version")
     corpus_shown = shown["teacher_corpus"]
     assert corpus_shown is not None
-    assert {"dagster/row_count", "sample", "words", "made from intents", "rows_per_task", "teacher_tokens"} <= corpus_shown.metadata.keys()
+    assert {
+        "dagster/row_count",
+        "sample",
+        "words",
+        "made from intents",
+        "rows_per_task/image",
+        "teacher_tokens",
+    } <= corpus_shown.metadata.keys()
     assert "A lone lighthouse stands in the \\| storm" in str(corpus_shown.metadata["sample"].value)
-    assert str(corpus_shown.metadata["words"].value).startswith("![length (words)](data:image/png;base64,")
+    assert str(corpus_shown.metadata["words"].value).startswith("![% of rows](<data:image/svg+xml,")
     student = shown["student/udrl"]
     assert student is not None
-    assert 4_000 < len(str(student.metadata["loss_curve"].value)) < 40_000
+    assert 400 < len(str(student.metadata["loss_curve"].value)) < 1_000  # the UI shows more behind a link only
+    assert {"seconds", "peak_memory_mb", "throughput", "rows_seen"} <= student.metadata.keys()
     assert Workspace(load()).current("student/udrl").run_id == record.dagster_run.run_id
 
 
@@ -200,6 +233,41 @@ def test_a_failed_blocking_check_stops_what_is_below_and_keeps_the_last_version(
         event = instance.get_latest_materialization_event(dg.AssetKey("labeled_dataset"))
     assert event is not None
     assert (event.asset_materialization.tags or {})["dagster/data_version"] == good["labeled_dataset"]  # type: ignore[union-attr]
+
+
+def test_what_the_steps_took_and_what_failed_is_told_to_a_collector(
+    library: Library, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr(metrics.Gauge, "set", lambda self, value, **labels: value > 0 and told.append((self.name, labels)))
+    monkeypatch.setattr(metrics.Counter, "add", lambda self, amount, **labels: amount and told.append((self.name, labels)))
+    library.verdicts["rows_per_task"] = False
+    materialise(Wish())
+    assert told == [
+        ("udrl.step.duration", {"asset": "intents"}),
+        ("udrl.step.peak_memory", {"asset": "intents"}),
+        ("udrl.step.duration", {"asset": "teacher_corpus"}),
+        ("udrl.step.peak_memory", {"asset": "teacher_corpus"}),
+        ("udrl.failures", {"asset": "labeled_dataset", "cause": "check"}),
+    ]
+    library.verdicts, library.content["labeled_dataset"] = {}, "new"
+    library.fails["labeled_dataset"] = TeacherError("does not answer")
+    materialise(Wish())
+    assert told[-1] == ("udrl.failures", {"asset": "labeled_dataset", "cause": "input"})
+
+
+def test_a_page_links_to_the_report_and_to_what_it_was_made_from(library: Library, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PAGES_ENV, "http://localhost:3001")
+    version = by_asset(materialise(Wish()), "version")["evaluation_report"]
+    with open_instance() as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey("evaluation_report"))
+    assert event is not None
+    shown = event.asset_materialization.metadata  # type: ignore[union-attr]
+    assert shown["report"].value == f"[open the report](http://localhost:3001/evaluation_report/{version}/report.html)"
+    assert str(shown["audit"].value).startswith(
+        f"[what it was made from](http://localhost:3001/trace/evaluation_report@{version}); `udrl audit trace {version}`"
+    )
+    assert (shown["relevance"].value, shown["distinct_2"].value) == (0.8, 0.8)
 
 
 def test_an_error_of_the_input_inside_a_step_is_told_with_its_remedy(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 
 from conftest import FakeEngine, small_params
-from udrl_pipeline import corpus, dataset
+from udrl_pipeline import corpus, dataset, metrics
 from udrl_pipeline import settings as settings_module
 from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import QualityError, StudentError
@@ -91,6 +92,26 @@ def test_the_loss_falls_and_the_curve_is_kept(workspace: Workspace) -> None:
     losses = [point["loss"] for point in curve if "loss" in point]
     assert losses[-1] < losses[0]
     assert [point for point in curve if "validation_loss" in point]
+
+
+def test_how_fast_it_learns_is_told_with_the_loss(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: dict[str, float] = {}
+    labels = {"asset": "student/udrl", "recipe": "udrl"}
+
+    def add(self: metrics.Counter, amount: float, **found: str) -> None:
+        if found == labels:
+            told[self.name] = told.get(self.name, 0) + amount
+
+    monkeypatch.setattr(metrics.Counter, "add", add)
+    with caplog.at_level("INFO", logger="udrl_pipeline"):
+        made = training.build(workspace, "udrl")
+    assert told == {"udrl.train.steps": made.work["train_steps"], "udrl.train.tokens": made.facts["tokens"]}
+    curve = json.loads((workspace.version_folder("student/udrl", made.version) / "loss.json").read_text())
+    assert [point["step"] for point in made.facts["speed"]] == [point["step"] for point in curve if "loss" in point]
+    assert all(point["tokens_per_s"] > 0 for point in made.facts["speed"])
+    assert re.search(r"step \d+ of \d+, loss \d\.\d{3}, \d+ tokens/s, \d+ s left", caplog.text)
 
 
 def test_a_student_keeps_which_rows_it_has_read_and_how_often(workspace: Workspace) -> None:

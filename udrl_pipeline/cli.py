@@ -185,6 +185,20 @@ def generate(params: str | None, preset: str | None, overrides: tuple[str, ...],
     generate_texts(Ask(**asked), read_settings(params, preset, overrides))
 
 
+@main.command(short_help="Serve the reports and the ledger's answers to a browser.")
+@click.option("--port", type=click.IntRange(0, 65535), default=3001, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 shows them to the network, to everybody in it.")
+@settings_options
+def pages(params: str | None, preset: str | None, overrides: tuple[str, ...], host: str, port: int) -> None:
+    """Serve the reports, and what the audit commands answer, as web pages. The Dagster UI links to them (`make ui`)."""
+    from udrl_pipeline.cli_pages import serve_pages
+
+    named = {"--params": params, "--preset": preset}
+    options = [part for name, value in named.items() if value is not None for part in (name, value)]
+    options += [part for override in overrides for part in ("--set", override)]
+    serve_pages(read_settings(params, preset, overrides), options, host, port)
+
+
 main.add_command(audit)
 main.add_command(students)
 

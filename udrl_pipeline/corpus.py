@@ -6,6 +6,7 @@ append-only. Generation fills only the keys that are missing, in chunks that are
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ import duckdb
 import pandas as pd
 from tqdm import tqdm
 
+from udrl_pipeline import metrics
 from udrl_pipeline.errors import CorruptArtifact, IntentsError, StoreFull, TeacherError
 from udrl_pipeline.intents import Intent
 from udrl_pipeline.intents.asset import read_intents
@@ -236,14 +238,16 @@ def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> t
             while done < len(missing):
                 began, chunk = time.monotonic(), missing[done : done + size]
                 replies = engine.generate([request(workspace.tasks[row.task], row, settings.teacher) for row in chunk])
-                rows = []
+                rows, written = [], Counter[str]()
                 for row, reply in zip(chunk, replies, strict=True):
                     if isinstance(reply, Refusal):
                         refused.append(Quarantined(row.row_key, "teacher refused", reply.reason, row.intent))
                     else:
                         tokens += reply.tokens
+                        written[row.task] += reply.tokens
                         rows.append(_record(workspace, row, reply, engine.name, engine.version, source))
                 commit_rows(workspace, rows)
+                _count_written(rows, written)
                 size = next_chunk(size, time.monotonic() - began, settings.teacher.chunk_rows)
                 bar.update(len(chunk))
                 done += len(chunk)
@@ -252,7 +256,15 @@ def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> t
     finally:
         engine.close()
     seconds = time.monotonic() - started
-    return refused, {"teacher_rows": len(missing) - len(refused), "teacher_tokens": tokens, "teacher_seconds": seconds}
+    written_rows = len(missing) - len(refused)
+    speed = {"rows_per_s": round(written_rows / seconds, 2), "tokens_per_s": round(tokens / seconds, 1)}
+    return refused, {"teacher_rows": written_rows, "teacher_tokens": tokens, "teacher_seconds": round(seconds, 2), **speed}
+
+
+def _count_written(rows: list[tuple[Any, ...]], tokens: Counter[str]) -> None:
+    for task, number in Counter(row[COLUMNS.index("task")] for row in rows).items():
+        metrics.TEACHER_ROWS.add(number, asset=ASSET, task=task)
+        metrics.TEACHER_TOKENS.add(tokens[task], asset=ASSET, task=task)
 
 
 def next_chunk(size: int, seconds: float, most: int) -> int:

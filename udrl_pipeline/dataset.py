@@ -1,5 +1,6 @@
 """The labelled dataset: score, label, judge, bin, and publish a version whole or not at all."""
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,10 @@ from udrl_pipeline import corpus, quality, rewards
 from udrl_pipeline.errors import IntentsError, QualityError
 from udrl_pipeline.intents.asset import read_intents
 from udrl_pipeline.store.tables import write_table
-from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.store.workspace import Expected, Version, Workspace
 from udrl_pipeline.versioning import canonical, code_version, content_hash, rows_hash
+
+logger = logging.getLogger(__name__)
 
 ASSET = "labeled_dataset"
 SOURCES = ("dataset.py", "rewards.py", "quality.py", "characters.py")
@@ -52,6 +55,7 @@ def build(workspace: Workspace) -> Version:
         rows["split"] = rows.intent_key.map({i.key: i.split for i in read_intents(workspace, parents["intents"])})
         examined = rewards.label(quality.examine(rows, workspace.tasks), settings.rewards)
         kept, expected, quarantined = quality.judge_rows(examined, settings.quality)
+        logger.info("kept %d of %d rows; %s", len(kept), len(examined), _told(expected))
         last = workspace.current(ASSET)
         means = last.facts["mean_reward"] if last else {}
         expected += quality.judge_version(examined, kept, workspace.tasks, settings.quality, means)
@@ -84,6 +88,12 @@ def _refuse_other_intents(workspace: Workspace, parents: Mapping[str, str]) -> N
             where=ASSET,
             remedy="run `udrl run --select teacher_corpus` (the job `refresh_corpus`) first",
         )
+
+
+def _told(expected: list[Expected]) -> str:
+    """How many rows broke each expectation, the most broken first."""
+    broken = {e.name: e.observed["broken"] for e in expected}
+    return ", ".join(f"{n} {name}" for name, n in sorted(broken.items(), key=lambda item: -item[1]) if n) or "none broke an expectation"
 
 
 def quality_edges(frame: pd.DataFrame, bins: int) -> dict[str, list[float]]:

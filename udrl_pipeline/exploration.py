@@ -173,8 +173,8 @@ def _write_missing(workspace: Workspace, sampled: Version, planned: list[Planned
         for chunk in _chunks(missing):
             corpus.commit_rows(workspace, _sample(workspace, student, sampled, chunk))
             done += len(chunk)
-            left = (time.monotonic() - began) / done * (len(missing) - done)
-            logger.info("%d of %d texts, %.0f s left", done, len(missing), left)
+            rate = done / (time.monotonic() - began)
+            logger.info("%d of %d texts, %.1f texts/s, %.0f s left", done, len(missing), rate, (len(missing) - done) / rate)
     seconds = round(time.monotonic() - began, 1)
     return corpus.find_rows(workspace, [text.row_key for text in planned]), {"sampled_texts": len(missing), "sampling_seconds": seconds}
 

@@ -12,6 +12,7 @@ when a dataset is labelled, so that a new weight or cap never scores a text agai
 
 import logging
 import re
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,7 @@ def score_missing(workspace: Workspace, frame: pd.DataFrame) -> tuple[pd.DataFra
     """Add `relevance` to rows, scoring only those without a score of the current scorer. Returns them and how many were scored."""
     scorer = Scorer(workspace.settings)
     relevance = _stored(workspace, scorer.version, frame.row_key)
-    missing = np.flatnonzero(np.isnan(relevance))
+    missing, began = np.flatnonzero(np.isnan(relevance)), time.monotonic()
     for start in range(0, len(missing), CHUNK):
         places = missing[start : start + CHUNK]
         chunk = frame.iloc[places]
@@ -185,7 +186,9 @@ def score_missing(workspace: Workspace, frame: pd.DataFrame) -> tuple[pd.DataFra
         with workspace.database.writer() as connection:
             connection.register("scored", scored)
             connection.execute("INSERT OR IGNORE INTO scores SELECT row_key, scorer_version, relevance FROM scored")
-        logger.info("scored %d of %d rows", min(start + CHUNK, len(missing)), len(missing))
+        done = min(start + CHUNK, len(missing))
+        rate = done / (time.monotonic() - began)
+        logger.info("scored %d of %d rows, %.0f rows/s, %.0f s left", done, len(missing), rate, (len(missing) - done) / rate)
     return frame.assign(relevance=relevance), len(missing)
 
 

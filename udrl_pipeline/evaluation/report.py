@@ -101,7 +101,7 @@ def build(workspace: Workspace) -> Version:
             facts=evaluation.metrics["headline"],
             write=lambda folder: _write(folder, evaluation, html),
             started=started,
-            work=evaluation.seconds,
+            work={f"seconds/{phase}": seconds for phase, seconds in evaluation.seconds.items()},
         )
 
 

@@ -48,6 +48,7 @@ class Progress:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 2)
+        logger.info("%s: took %.1f s", name, self.seconds[name])
 
 
 def model_name(ref: ModelRef) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import duckdb
 from filelock import FileLock, Timeout
 
+from udrl_pipeline import metrics
 from udrl_pipeline.errors import CorruptArtifact, StoreLocked, UdrlError
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store import promotions, tombstones
@@ -274,6 +275,7 @@ class Workspace:
         if passed:
             made = self._publish(made, write)
         self._insert_version(made, expectations or [], quarantined or [])
+        metrics.QUARANTINED_ROWS.add(len({row.item for row in quarantined or []}), asset=asset)
         return made
 
     def manifest(self, asset: str, version: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from udrl_pipeline import dataset, exploration
+from udrl_pipeline import dataset, exploration, metrics
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.models import digest_of
@@ -214,9 +214,10 @@ def _train(
     parameters = sum(p.numel() for p in start.model.parameters())
     logger.info("%s: %.1fM parameters, %d sequences, start %s", recipe.name, parameters / 1e6, len(sequences), start.how)
     began = time.monotonic()
-    losses, steps = run_trainer(start, sequences, held_out, settings, scratch)
+    losses, speed, steps = run_trainer(start, sequences, held_out, settings, scratch, recipe.name)
     seconds = time.monotonic() - began
-    tokens = sum(len(s.prompt) + len(s.answer) for s in sequences)
+    resumed_at = -(-len(sequences) // options.batch_rows) - steps
+    trained, tokens = tokens_of(sequences[resumed_at * options.batch_rows :]), tokens_of(sequences)
     student = Student(start.model.bfloat16().eval(), start.tokenizer, space, recipe.name)
     space, sweep = choose_best(student, validation, settings) if recipe.commanded else (space.with_best({}, space.guidance), {})
     _save(student, space, recipe, losses, scratch / "result")
@@ -227,9 +228,13 @@ def _train(
         "best_quality": space.best, "guidance": space.guidance, "sweep": sweep,
         "loss": losses[-1].get("loss") if losses else None,
         "validation_loss": next((entry["validation_loss"] for entry in reversed(losses) if "validation_loss" in entry), None),
-        "seed": options.seed,
+        "seed": options.seed, "speed": speed,
     }  # fmt: skip
-    return facts, {"train_steps": steps, "train_seconds": seconds, "tokens_per_s": tokens / seconds}
+    return facts, {"train_steps": steps, "train_seconds": round(seconds, 2), "tokens_per_s": round(trained / seconds, 1)}
+
+
+def tokens_of(sequences: list[TrainingSequence]) -> int:
+    return sum(len(sequence.prompt) + len(sequence.answer) for sequence in sequences)
 
 
 def seen_rows(sequences: list[TrainingSequence]) -> pd.DataFrame:
@@ -254,9 +259,12 @@ def validation_sequences(
 
 
 def run_trainer(
-    start: Start, sequences: list[TrainingSequence], held_out: list[TrainingSequence], settings: Settings, scratch: Path
-) -> tuple[list[dict[str, float]], int]:
-    """Run transformers' Trainer over the sequences in their order; resumes from the last checkpoint in `scratch`."""
+    start: Start, sequences: list[TrainingSequence], held_out: list[TrainingSequence], settings: Settings, scratch: Path, recipe: str = ""
+) -> tuple[list[dict[str, float]], list[dict[str, float]], int]:
+    """Run transformers' Trainer over the sequences in their order; resumes from the last checkpoint in `scratch`.
+
+    Returns the loss curve, the tokens/s between the lines of the log (of this run), and the steps of this run.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
     from torch.utils.data import SequentialSampler
@@ -278,20 +286,32 @@ def run_trainer(
                     shutil.rmtree(older)
 
     class Tell(TrainerCallback):
-        """A line in the log now and then: a step's loss, and the time that is left."""
+        """A line in the log now and then: a step's loss, how fast it goes, and the time that is left."""
 
-        began = time.monotonic()
-        first = 0
+        began = last = time.monotonic()
+        first = told = 0
 
         def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            self.began, self.first = time.monotonic(), state.global_step
+            self.began = self.last = time.monotonic()
+            self.first = self.told = state.global_step
 
         def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs and state.global_step > self.first:
-                left = (time.monotonic() - self.began) / (state.global_step - self.first) * (state.max_steps - state.global_step)
-                logger.info("step %d of %d, loss %.3f, %.0f s left", state.global_step, state.max_steps, float(logs["loss"]), left)
+            if not logs or "loss" not in logs or state.global_step <= self.told:
+                return
+            now, step, loss = time.monotonic(), state.global_step, float(logs["loss"])
+            tokens = tokens_of(sequences[self.told * options.batch_rows : step * options.batch_rows])
+            speed.append({"step": step, "tokens_per_s": round(tokens / (now - self.last), 1)})
+            left = (now - self.began) / (step - self.first) * (state.max_steps - step)
+            logger.info(
+                "step %d of %d, loss %.3f, %.0f tokens/s, %.0f s left", step, state.max_steps, loss, speed[-1]["tokens_per_s"], left
+            )
+            labels = {"asset": asset_name(recipe), "recipe": recipe}
+            metrics.TRAIN_STEPS.add(step - self.told, **labels)
+            metrics.TRAIN_TOKENS.add(tokens, **labels)
+            metrics.TRAIN_LOSS.set(loss, **labels)
+            self.last, self.told = now, step
 
-    options = settings.student
+    options, speed = settings.student, list[dict[str, float]]()
     total = -(-len(sequences) // options.batch_rows)
     told = max(1, total // 40)
     kept, staged = scratch / "checkpoints", scratch / "staged"
@@ -338,7 +358,7 @@ def run_trainer(
     if checkpoint:
         logger.info("resuming from step %d of %d", done, total)
     trainer.train(resume_from_checkpoint=checkpoint)
-    return _losses(trainer.state.log_history), trainer.state.global_step - done
+    return _losses(trainer.state.log_history), speed, trainer.state.global_step - done
 
 
 def _losses(history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -1,0 +1,52 @@
+"""What a step takes: its seconds and its memory, that of its child processes included."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from udrl_pipeline.usage import Usage, memory
+
+MEGABYTE = 2**20
+
+
+def test_memory_that_was_freed_again_is_in_the_peak() -> None:
+    before = memory()
+    with Usage(every_s=0.01) as usage:
+        held = bytearray(b"x") * (64 * MEGABYTE)
+        time.sleep(0.1)
+        del held
+    assert usage.peak - before > 50 * MEGABYTE
+    assert usage.seconds == pytest.approx(0.12, abs=0.11)
+
+
+def test_the_memory_of_a_child_process_counts() -> None:
+    script = "held = bytearray(b'x') * (80 * 2**20); print('ready', flush=True); input()"
+    with Usage(every_s=0.01) as usage:
+        before = usage.peak
+        child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        assert usage.peak - before > 70 * MEGABYTE
+        child.communicate("\n")
+
+
+def test_the_seconds_stand_still_once_the_work_has_ended() -> None:
+    with Usage() as usage:
+        pass
+    ended = usage.seconds
+    time.sleep(0.02)
+    assert usage.seconds == ended
+
+
+def test_an_error_in_the_work_passes_and_ends_the_watch() -> None:
+    with pytest.raises(ZeroDivisionError), Usage(every_s=0.01) as usage:
+        raise ZeroDivisionError
+    assert not usage._watcher.is_alive()
+
+
+def test_a_process_that_is_gone_holds_nothing() -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    assert memory(done.pid) == 0
