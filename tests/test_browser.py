@@ -88,7 +88,7 @@ class Site:
         before = {run["id"] for run in self.runs()}
         self.open("/asset-groups", "Materialize all")
         self.page.get_by_role("button", name="Materialize all").click()
-        deadline = time.monotonic() + 420
+        deadline = time.monotonic() + 540
         while time.monotonic() < deadline:
             ended = [run for run in self.runs() if run["id"] not in before and run["status"] in ("SUCCESS", "FAILURE", "CANCELED")]
             if ended:
