@@ -184,6 +184,7 @@ def test_everything_is_materialised_with_one_click(site: Site) -> None:
     assert site.materialise_all()["status"] == "SUCCESS"
     made = site.versions()
     assert set(ASSETS) < set(made)
+    site.page.set_viewport_size({"width": 2200, "height": 1240})  # before it is opened: the graph is fitted to the window then
     site.open(f"/asset-groups?expanded={','.join(f'global@global:{group}' for group in GROUPS)}", "evaluation_report")
     site.picture("asset-graph.png", 2200, 1240)
 
