@@ -244,9 +244,10 @@ class Deployment:
         return found
 
     def failures(self, run_id: str) -> list[str]:
-        kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
-        return [entry.user_message + str(entry.dagster_event and entry.dagster_event.event_specific_data)[:2000]
-                for entry in self.instance.all_logs(run_id, of_type=kinds)]  # fmt: skip
+        """What went wrong in each step that failed."""
+        logs = self.instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+        errors = [(entry.step_key, entry.dagster_event.step_failure_data.error) for entry in logs if entry.dagster_event]
+        return [f"{step}: {(error.cause or error).message.strip()}" for step, error in errors if error]
 
     def processes(self) -> list[psutil.Process]:
         """Every process that was started from here, alive."""
