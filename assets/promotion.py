@@ -59,5 +59,6 @@ def show(workspace: Workspace, report: str) -> dict[str, Any]:
         "decisions": table(["recipe", "decision", "student", "in use", "by", "because"], decided),
         "against the one in use": table(["recipe", "measure", "share", "low", "high"], measured),
         **({"report": dg.MetadataValue.md(f"[open the report]({page})")} if page else {}),
+        "report_file": dg.MetadataValue.path(workspace.version_folder(asset, report) / "report.html"),
         **{f"{name} {measure}": float(value) for name, measure, value, *_ in measured},
     }

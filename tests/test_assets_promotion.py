@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 
 from assets.run import Wish, materialise, open_instance
-from test_assets_run import Library, by_asset, library, project
+from test_assets_run import METRICS, Library, by_asset, library, project, write_report
 from test_promotion import ratio
 from udrl_pipeline import promotion
 from udrl_pipeline.evaluation import report
@@ -39,8 +39,8 @@ class Compared:
         found = {"udrl": {"udrl_promoted": {"mean": {name: ratio(self.low) for name in MEASURES}}}}
 
         def write(folder: Path) -> None:
-            (folder / "report.html").write_text("<h1>the report</h1>", encoding="utf-8")
-            (folder / "metrics.json").write_text(json.dumps({"against": found}), encoding="utf-8")
+            write_report(folder)
+            (folder / "metrics.json").write_text(json.dumps(METRICS | {"against": found}), encoding="utf-8")
 
         return workspace.record(
             report.ASSET, version=content_hash([parents, found]), fingerprint=fingerprint, code_version=code, rows=1, params={},
@@ -87,7 +87,7 @@ def test_a_refused_student_is_a_warning_with_its_reason_and_the_run_goes_well(co
     decided = str(made.metadata["decisions"].value)
     assert newest[UDRL] in decided
     assert first[UDRL] in decided
-    assert str(made.metadata["report"].value) == run.report
+    assert str(made.metadata["report_file"].value) == run.report
 
     again = materialise(Wish(WISH.select, {"student.seed": 12}))
     assert (set(by_asset(again, "changed").values()), len(Workspace(load()).promotions())) == ({False}, 2)

@@ -14,7 +14,8 @@ import dagster as dg
 import pytest
 
 from assets import status as assets_status
-from assets.run import PROCESS_TAG, Wish, materialise, open_instance
+from assets.processes import process_tag
+from assets.run import Wish, materialise, open_instance
 from test_assets_run import Library, library, project
 from udrl_pipeline import corpus, dataset, status, steps
 from udrl_pipeline.errors import TeacherError
@@ -201,7 +202,7 @@ def test_a_run_of_dagster_is_running_queued_or_was_killed(told: Callable[..., An
             ("dead", dg.DagsterRunStatus.STARTED, child.pid),
             ("waits", dg.DagsterRunStatus.NOT_STARTED, None),
         ):
-            instance.add_run(dg.DagsterRun("job", run_id=name, status=status, tags={PROCESS_TAG: str(process)} if process else {}))
+            instance.add_run(dg.DagsterRun("job", run_id=name, status=status, tags=process_tag(process) if process else {}))
     found = told(as_json=True)
     assert {r["run_id"]: r["state"] for r in found["running"]} == {"alive": "running", "waits": "queued"}
     assert [(f["run_id"], f["cause"]) for f in found["failed"]] == [("dead", "killed")]

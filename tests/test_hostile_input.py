@@ -241,7 +241,7 @@ def report_of(settings: Settings, text: str) -> str:
     teacher = settings.teacher.model_copy(update={"model": ModelRef(ref=f"path:{text}")})
     workspace = Workspace(settings.model_copy(update={"teacher": teacher}), run_id=text)
     workspace.__dict__["tasks"] = {name: task.model_copy(update={"label": text}) for name, task in BUILT_IN.items()}
-    metrics = copy.deepcopy(METRICS) | {"machine": text, "rubric": {"not_measured": text}}
+    metrics = copy.deepcopy(METRICS) | {"promotion": {}, "machine": text, "rubric": {"not_measured": text}}
     metrics["systems"] |= {"other": {"label": text, "not_measured": text}}
     metrics["claims"] = {"x": {"claim": text, "source": text, "verdict": "not measured", "against": text, "figure": text}}
     for name, system in metrics["systems"].items():
