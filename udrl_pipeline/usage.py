@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 #: Seconds between two looks. One costs some milliseconds for each gigabyte that a process holds.
-EVERY_S = 0.5
+EVERY_S = 2.0
 
 
 def memory(process: int | None = None) -> int:
