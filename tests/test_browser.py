@@ -5,7 +5,6 @@
 The tests are one story and run in this order. They click what a user clicks; what Dagster then did is read from its GraphQL.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.operations.graphql import ask
 from conftest import REPOSITORY
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -61,12 +61,7 @@ class Site:
         self.page.screenshot(path=self.images / name)
 
     def ask(self, query: str, **variables: Any) -> Any:
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found = json.load(answer)
-        assert "errors" not in found, found["errors"]
-        return found["data"]
+        return ask(self.url, query, **variables)
 
     def runs(self) -> list[dict[str, str]]:
         """All runs, the newest first: id and status."""

@@ -1,6 +1,5 @@
 """The files of deploy/: each is checked by the tool that reads it, and the processes that a server runs do run, on a real Postgres."""
 
-import json
 import os
 import pwd
 import shutil
@@ -20,6 +19,7 @@ import yaml
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 
+from benchmarks.operations.graphql import ask
 from conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
@@ -186,19 +186,6 @@ def test_the_collector_adds_up_what_the_steps_push() -> None:
     assert all(name in collector[kind] for kind, names in pipeline.items() for name in names)
 
 
-@pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def ask(url: str, query: str, **variables: Any) -> Any:
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found = json.load(answer)
-        assert "errors" not in found, found["errors"]
-        return found["data"]
-
-    return ask
-
-
 LAUNCH = """mutation($selector: JobOrPipelineSelector!) {
   launchRun(executionParams: {selector: $selector, runConfigData: "{}"}) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
@@ -207,7 +194,7 @@ LAUNCH = """mutation($selector: JobOrPipelineSelector!) {
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_the_processes_of_a_server_make_an_asset(home: Path, params: Path, postgres: dict[str, str], ask: Callable[..., Any]) -> None:
+def test_the_processes_of_a_server_make_an_asset(home: Path, params: Path, postgres: dict[str, str]) -> None:
     """Code location, webserver and daemon as three processes, on Postgres: a run is queued, made, and in the history."""
     code, web = free_port(), free_port()
     environment = os.environ | postgres | {
