@@ -77,4 +77,4 @@ def _look_up(
             f"SELECT filename, {', '.join(columns)} FROM read_parquet(?, filename = true) WHERE {conditions} ORDER BY ALL",
             [list(files), *(value for values in wanted.values() for value in values)],
         ).df()
-    return {files[str(file)]: rows.drop(columns="filename").reset_index(drop=True) for file, rows in frame.groupby("filename", sort=False)}
+    return {files[str(file)]: rows.reset_index(drop=True) for file, rows in frame[columns].groupby(frame["filename"], sort=False)}
