@@ -35,8 +35,9 @@ SMALLER: dict[str, dict[str, Any]] = {
     "student": {"max_steps": 12, "save_every": 6},
     "rounds": {"intents": 8},
     "evaluation": {"judge_rows": 2, "bootstrap": 100},
+    "schedule": {"cron": "* * * * *"},
 }
-ASSETS = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report"]
+BY_SCHEDULE = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "promotion"]
 GROUPS = ("data", "students", "verdict")
 
 
@@ -178,7 +179,7 @@ def test_everything_is_materialised_with_one_click(site: Site) -> None:
     assert site.versions() == {}
     assert site.materialise_all()["status"] == "SUCCESS"
     made = site.versions()
-    assert set(ASSETS) < set(made)
+    assert set(BY_SCHEDULE) < set(made)
     site.page.set_viewport_size({"width": 2200, "height": 1240})  # before it is opened: the graph is fitted to the window then
     site.open(f"/asset-groups?expanded={','.join(f'global@global:{group}' for group in GROUPS)}", "evaluation_report")
     site.picture("asset-graph.png", 2200, 1240)
@@ -211,6 +212,22 @@ def test_the_report_and_the_audit_open_from_the_page(site: Site) -> None:
         site.page.get_by_text(shown).first.wait_for()
 
 
+def test_the_schedule_is_turned_on_and_its_tick_skips_with_its_reason(site: Site) -> None:
+    runs = site.runs()
+    site.open("/locations/__repository__@assets.definitions/schedules/retraining", "Every minute")
+    switch = site.page.locator("label", has=site.page.locator("input[type=checkbox]"))
+    switch.click()
+    site.page.get_by_text("Tick history", exact=True).wait_for()
+    site.page.get_by_text("0 runs requested", exact=True).first.wait_for(timeout=150_000)
+    site.page.get_by_text("0 runs requested", exact=True).first.hover()
+    reason = site.page.get_by_text("nothing is new: ").first.inner_text()
+    versions = {asset: told.split()[0] for asset, told in site.versions().items()}
+    assert reason == "nothing is new: " + ", ".join(f"{asset} {versions[asset]}" for asset in BY_SCHEDULE)
+    site.page.screenshot(path=site.images / "schedule.png", clip={"x": 0, "y": 0, "width": 1400, "height": 620})
+    switch.click()
+    assert site.runs() == runs
+
+
 def test_broken_data_turn_a_check_red_and_train_no_student(site: Site) -> None:
     before = site.versions()
     settings = yaml.safe_load((site.folder / "params.yaml").read_text(encoding="utf-8"))
@@ -225,6 +242,3 @@ def test_broken_data_turn_a_check_red_and_train_no_student(site: Site) -> None:
     site.page.get_by_text("Failed").first.wait_for()
     site.page.get_by_text("rows_per_task", exact=True).first.click()
     site.picture("red-check.png", 1400, 1000)
-
-
-# The schedule and its tick belong here: turn `daily_retraining` on, see it skip with its reason.
