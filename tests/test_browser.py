@@ -34,7 +34,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "quality": {"min_rows_per_task": 10},
     "student": {"max_steps": 12, "save_every": 6},
     "rounds": {"intents": 8},
-    "evaluation": {"judge_rows": 2, "bootstrap": 100},
+    "evaluation": {"intents": 4, "sweep_intents": 2, "quality_intents": 2, "length_intents": 2, "judge_rows": 2, "bootstrap": 100},
     "schedule": {"cron": "* * * * *"},
 }
 BY_SCHEDULE = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "promotion"]
@@ -217,7 +217,6 @@ def test_the_schedule_is_turned_on_and_its_tick_skips_with_its_reason(site: Site
     site.open("/locations/__repository__@assets.definitions/schedules/retraining", "Every minute")
     switch = site.page.locator("label", has=site.page.locator("input[type=checkbox]"))
     switch.click()
-    site.page.get_by_text("Tick history", exact=True).wait_for()
     site.page.get_by_text("0 runs requested", exact=True).first.wait_for(timeout=150_000)
     site.page.get_by_text("0 runs requested", exact=True).first.hover()
     reason = site.page.get_by_text("nothing is new: ").first.inner_text()

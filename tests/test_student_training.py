@@ -25,6 +25,7 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student import training
 from udrl_pipeline.student.generation import Student
+from udrl_pipeline.student.sequences import collate
 
 TINY: dict[str, object] = {
     "intents.builtin": 40,
@@ -84,6 +85,25 @@ def test_a_student_is_a_folder_that_plain_transformers_loads(workspace: Workspac
     assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".parquet"}
     assert made.parents == {"labeled_dataset": workspace.parents("labeled_dataset")["labeled_dataset"]}
     assert workspace.manifest("student/udrl", made.version)["facts"]["covered_words"].keys() == {"image", "template", "search"}
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_the_loss_and_its_gradients_are_those_of_the_model_itself(architecture: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32, "intermediate_size": 32}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **shape)).eval()
+    features = [{"input_ids": [1, 2, 3, 4, 5], "labels": [-100, -100, 3, 4, 5]}, {"input_ids": [6, 7, 8], "labels": [-100, 7, 8]}]
+    batch = collate(features, pad=0)
+    found = []
+    for loss in (model(**batch).loss, training.answer_loss(model, **batch)["loss"]):
+        model.zero_grad()
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(training.answer_loss(model, **batch, num_items_in_batch=10)["loss"], model(**batch).loss * 5 / 10)
 
 
 def test_the_loss_falls_and_the_curve_is_kept(workspace: Workspace) -> None:

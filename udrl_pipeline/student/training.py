@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from udrl_pipeline.student import recorded
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.initialise import Start, from_folder, initialise
 from udrl_pipeline.student.recipes import RECIPES, Recipe
-from udrl_pipeline.student.sequences import TrainingSequence, collate, encode, training_order
+from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, encode, training_order
 from udrl_pipeline.student.sweep import choose_best
 from udrl_pipeline.versioning import code_version, content_hash, files_sha256
 
@@ -357,8 +358,31 @@ def run_trainer(
     done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
     if checkpoint:
         logger.info("resuming from step %d of %d", done, total)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    # on the object, not around it: whatever wraps the model (DDP) still calls it
+    start.model.forward = partial(answer_loss, start.model)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        del start.model.forward
     return _losses(trainer.state.log_history), speed, trainer.state.global_step - done
+
+
+def answer_loss(model: Any, input_ids: Any, attention_mask: Any, labels: Any, num_items_in_batch: Any = None, **_: Any) -> dict[str, Any]:
+    """The model's own loss, without the logits that it would throw away: those of the prompt and of the padding.
+
+    Args:
+        input_ids, attention_mask, labels: [rows, longest].
+        num_items_in_batch: By how many the sum of the losses is divided; by default those of this batch.
+    """
+    from torch.nn.functional import cross_entropy
+
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    following = labels[:, 1:]
+    told = following != IGNORED
+    logits = model.get_output_embeddings()(hidden[:, :-1][told]).float()
+    return {
+        "loss": cross_entropy(logits, following[told], reduction="sum") / (told.sum() if num_items_in_batch is None else num_items_in_batch)
+    }
 
 
 def _losses(history: list[dict[str, float]]) -> list[dict[str, float]]:
