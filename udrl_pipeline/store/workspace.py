@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from filelock import FileLock, Timeout
 
 from udrl_pipeline import metrics
-from udrl_pipeline.errors import CorruptArtifact, StoreLocked, UdrlError
+from udrl_pipeline.errors import CorruptArtifact, UdrlError
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store import promotions, tombstones
+from udrl_pipeline.store import locks, promotions, tombstones
 from udrl_pipeline.store.database import Database, typed_errors
 from udrl_pipeline.store.promotions import Promotion
 from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
@@ -107,21 +106,6 @@ class Quarantined:
     text: str
 
 
-@dataclass(frozen=True)
-class Holder:
-    """A process that makes an asset; or was killed while it did (`lives` is false)."""
-
-    asset: str
-    run_id: str
-    process: int
-    since: datetime
-    lives: bool
-
-
-#: The file beside a lock that says who holds it.
-HOLDER = ".holder.json"
-
-
 class Workspace:
     """One run's view of the store."""
 
@@ -149,54 +133,13 @@ class Workspace:
         """Remove work in progress on an asset: that of one name, or all."""
         shutil.rmtree(self.folder / ".work" / asset / name, ignore_errors=True)
 
-    @contextmanager
-    def lock(self, asset: str, wait_s: float = 30.0) -> Iterator[None]:
-        """Only one process at a time makes an asset. The operating system frees the lock when its holder dies; what that one
-        had half written is cleared away.
+    def lock(self, asset: str, wait_s: float = 30.0) -> AbstractContextManager[None]:
+        """Only one process at a time makes an asset (`locks.hold`)."""
+        return locks.hold(self.folder, asset, self.run_id, wait_s)
 
-        Raises:
-            StoreLocked: Another process makes it, and still does after `wait_s` seconds.
-        """
-        path = self.folder / ".locks" / f"{asset.replace('/', '-')}.lock"
-        held = FileLock(path, timeout=wait_s)
-        with typed_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                held.acquire()
-            except Timeout:
-                raise StoreLocked(f"another process is making {asset}", where=str(path), remedy="wait until that run has ended") from None
-        holder = path.with_suffix(HOLDER)
-        try:
-            told = {"asset": asset, "run_id": self.run_id, "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
-            try:
-                holder.write_text(json.dumps(told), encoding="utf-8")
-            except OSError as error:  # a full disk stops nobody who finds everything made
-                logger.warning("`udrl status` cannot tell who makes %s: %s", asset, error)
-            for left in (self.folder / asset).glob(".*"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield
-        finally:
-            try:
-                holder.unlink(missing_ok=True)
-            finally:
-                held.release()
-
-    def holders(self) -> list[Holder]:
-        """Who makes an asset now, and who was killed while making one that nobody has made since; waits for nobody."""
-        found = []
-        for file in sorted((self.folder / ".locks").glob(f"*{HOLDER}")):
-            try:
-                told = json.loads(file.read_text(encoding="utf-8"))
-            except (FileNotFoundError, ValueError):
-                continue  # it has just ended, or just begun
-            lock = FileLock(file.with_name(file.name.removesuffix(HOLDER) + ".lock"), timeout=0)
-            try:
-                with lock:
-                    lives = False
-            except Timeout:
-                lives = True
-            found.append(Holder(told["asset"], told["run_id"], told["process"], datetime.fromisoformat(told["since"]), lives))
-        return found
+    def holders(self) -> list[locks.Holder]:
+        """Who makes an asset now, and who was killed while making one that nobody has made since."""
+        return locks.holders(self.folder)
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
