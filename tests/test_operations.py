@@ -16,7 +16,7 @@ from benchmarks.operations.deployment import Deployment, Endpoint, wait
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Workspace
 
-DEFAULT = {"intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report"}
+DEFAULT = {"intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "promotion"}
 
 
 def workspace_of(deployment: Deployment) -> Workspace:
@@ -37,7 +37,7 @@ def idle(tmp_path: Path) -> Iterator[Deployment]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_file_of_ideas_ends_in_a_student_and_a_report_and_the_same_file_again_in_nothing(idle: Deployment) -> None:
+def test_a_file_of_ideas_ends_in_a_promoted_student_and_a_report_and_the_same_file_again_in_nothing(idle: Deployment) -> None:
     idle.turn_on("new_intents")
     (idle.folder / "intents").mkdir()
     ideas = "intent\nred kite over the moor\nblue heron at dusk\n"
@@ -50,6 +50,7 @@ def test_a_file_of_ideas_ends_in_a_student_and_a_report_and_the_same_file_again_
     workspace = workspace_of(idle)
     assert (workspace.version_folder("evaluation_report", made["evaluation_report"]) / "report.html").exists()
     assert (workspace.version_folder("student/udrl", made["student/udrl"]) / "model.safetensors").exists()
+    assert [(entry.action, entry.version) for entry in workspace.promotions()] == [("promoted", made["student/udrl"])]
     rows = wait(lambda: workspace.current("teacher_corpus"), 1, "the corpus")
     with workspace.database.reader() as connection:
         [(own,)] = connection.execute("SELECT count(*) FROM rows WHERE intent_key = 'red kite over the moor'").fetchall()
