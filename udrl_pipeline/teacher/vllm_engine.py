@@ -18,10 +18,12 @@ from typing import Any
 from udrl_pipeline import allocator
 from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.settings import TeacherSettings
-from udrl_pipeline.teacher import Refusal, Reply, Request
+from udrl_pipeline.teacher import Refusal, Reply, Request, vllm_sampling
 
 #: For CPU machines, ignored on a GPU: without the first vLLM leaves one core idle.
-CPU_ENVIRONMENT = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "4", **allocator.ENVIRONMENT}
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "4", vllm_sampling.WANTED: "1", **allocator.ENVIRONMENT,
+}  # fmt: skip
 
 
 class VllmEngine:
