@@ -35,11 +35,13 @@ def of_asset(rows: int, artifacts: str) -> dict[str, float]:
 
 
 def bare(rows: int, artifacts: str) -> dict[str, float]:
-    """The same prompts through `vllm.LLM.chat` in one call, with the same environment as the asset's engine."""
+    """The same prompts through `vllm.LLM.chat` in one call, in the environment of the asset's engine but with vLLM's own sampling."""
     from udrl_pipeline.teacher.vllm_engine import CPU_ENVIRONMENT
+    from udrl_pipeline.teacher.vllm_sampling import WANTED
 
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": cores, **CPU_ENVIRONMENT, "VLLM_LOGGING_LEVEL": "ERROR"}
+    del os.environ[WANTED]
     from vllm import LLM, SamplingParams
 
     chosen = settings.load(overrides={"artifacts": artifacts})
