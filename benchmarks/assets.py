@@ -63,7 +63,7 @@ def measured(command: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/assets.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/assets.json"))
     parser.add_argument("--only", nargs="+", choices=STEPS, metavar="ASSET", help="these alone, in this order")
     parser.add_argument("--asset", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--artifacts", help="where to make them, kept (default: a temporary folder)")

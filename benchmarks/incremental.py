@@ -29,7 +29,7 @@ from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.teacher import Reply, Request
 
 #: How fast vLLM writes rows of the default teacher where it has the machine to itself.
-THROUGHPUT = Path(__file__).parent / "results/teacher_throughput.json"
+THROUGHPUT = Path(__file__).parent.parent / "docs/results/teacher.json"
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 STEPS = {"intents": intents.build, "teacher_corpus": corpus.build, "labeled_dataset": dataset.build}
 
@@ -133,7 +133,7 @@ def page(result: dict[str, Any]) -> str:
         f"written by {who}; then nothing new.",
         f"{result['cores']} CPU cores, for which {result['load']:.0f} processes competed.",
         "The rows of the first run are the recorded ones, imported with their scores. What they would have cost is extrapolated: written",
-        "at the rate of benchmarks/results/teacher_throughput.json, scored at that of this run.",
+        "at the rate of docs/results/teacher.json, scored at that of this run.",
         "",
         "| | from nothing | with the new ideas | unchanged |",
         "|---|---:|---:|---:|",

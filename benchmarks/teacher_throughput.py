@@ -2,7 +2,7 @@
 
     make vllm && .venv/bin/python benchmarks/teacher_throughput.py [--rows 768] [--out FILE]
 
-Each side runs in a fresh process with a cold prefix cache. Prints a table and writes JSON.
+Each side runs in a fresh process with a cold prefix cache. Prints a table; writes JSON, and the table beside it as Markdown.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from udrl_pipeline import corpus, settings
+from udrl_pipeline.evaluation.latency import machine
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.models import resolve
 from udrl_pipeline.store.workspace import Workspace
@@ -63,7 +64,7 @@ def bare(rows: int, artifacts: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=768)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/teacher_throughput.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/teacher.json"))
     parser.add_argument("--side", choices=["asset", "bare"], help=argparse.SUPPRESS)
     parser.add_argument("--artifacts", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -85,7 +86,25 @@ def main() -> None:
     result["ratio_tokens_per_s"] = result["asset"]["tokens_per_s"] / result["bare"]["tokens_per_s"]
     print(f"asset / bare, tokens/s: {result['ratio_tokens_per_s']:.3f}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    result["machine"] = machine()
     arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    arguments.out.with_suffix(".md").write_text(page(result), encoding="utf-8")
+
+
+def page(result: dict[str, Any]) -> str:
+    names = {"asset": "`teacher_corpus`, start to end of the generation", "bare": "bare `vllm.LLM.chat`, as vLLM comes"}
+    lines = [
+        "# Teacher",
+        "",
+        f"`benchmarks/teacher_throughput.py`, on {result['machine']}: the same prompts, start-up excluded, each in a fresh process.",
+        "",
+        "| | rows | seconds | rows/s | tokens/s |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for side, name in names.items():
+        m = result[side]
+        lines.append(f"| {name} | {m['rows']:.0f} | {m['seconds']:.1f} | {m['rows_per_s']:.2f} | {m['tokens_per_s']:.1f} |")
+    return "\n".join([*lines, "", f"The asset writes {result['ratio_tokens_per_s']:.2f} times the tokens/s of bare vLLM.", ""])
 
 
 if __name__ == "__main__":
