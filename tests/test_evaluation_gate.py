@@ -32,6 +32,10 @@ def figure(value: float, low: float, high: float) -> dict[str, float]:
             "not shown to be as good: reward 90.0% [88.0%, 92.0%] of that of the student in use, not within the margin of 2.0%",
         ),
         (
+            figure(0.99, 0.985, 0.995), figure(1.05, 0.9, 1.2), False,
+            "not shown to be as good: spread 105.0% [90.0%, 120.0%] of that of the student in use, not within the margin of 2.0%",
+        ),
+        (
             figure(0.98, 0.98, 0.98), figure(1.0, 1.0, 1.0), True,
             "not worse: reward 98.0% [98.0%, 98.0%] of that of the student in use, within the margin of 2.0%",
         ),
