@@ -26,7 +26,7 @@ def main() -> None:
     from vllm.platforms import current_platform
 
     options = json.loads(sys.argv[1])
-    # prompts of a task begin alike, and what they share is read once, in whole blocks: on a CPU vLLM's are 128 tokens long, and 32 the least
+    # prompts of a task begin alike, and what they share is read once, in whole blocks: vLLM's on a CPU are 128 tokens, and 32 the least
     blocks = {"block_size": 32} if current_platform.is_cpu() else {}
     try:
         engine = LLM(dtype="bfloat16", enforce_eager=True, disable_log_stats=True, **blocks, **options)
