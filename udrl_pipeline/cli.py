@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -197,6 +197,41 @@ def pages(params: str | None, preset: str | None, overrides: tuple[str, ...], ho
     options = [part for name, value in named.items() if value is not None for part in (name, value)]
     options += [part for override in overrides for part in ("--set", override)]
     serve_pages(read_settings(params, preset, overrides), options, host, port)
+
+
+@main.command(short_help="Serve a student over HTTP: a web page, and an API that OpenAI's clients speak.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 opens it to the network; set a key first.")
+@click.option("--recipe", default="udrl", show_default=True, help="Which student: the one in use, and the next one as soon as that is.")
+@click.option("--student", type=PATH, metavar="FOLDER", help="A student's or an export's folder, whatever is in use.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "export", "transformers"]),
+    default="auto",
+    show_default=True,
+    help="auto: the export where there is one.",
+)
+@settings_options
+def serve(
+    params: str | None,
+    preset: str | None,
+    overrides: tuple[str, ...],
+    host: str,
+    port: int,
+    recipe: str,
+    student: Path | None,
+    engine: Literal["auto", "export", "transformers"],
+) -> None:
+    """Serve the student in use until told to end (Ctrl-C, SIGTERM: what was asked before is answered).
+
+    The page to try it is http://127.0.0.1:8000, the API is described at /docs. A key that clients must send is taken from the
+    environment (UDRL_SERVE_API_KEY).
+    """
+    from udrl_pipeline.cli_output import progress_to_stderr
+    from udrl_pipeline.cli_serve import serve_student
+
+    progress_to_stderr()
+    serve_student(read_settings(params, preset, overrides), recipe, student, engine, host, port)
 
 
 main.add_command(audit)

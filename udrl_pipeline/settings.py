@@ -317,6 +317,22 @@ class ScheduleSettings(_Settings):
         return timezone
 
 
+class ServeSettings(_Settings):
+    """`udrl serve`: what one server takes in, and how it batches it. How texts are sampled stands in `evaluation`."""
+
+    batch_texts: int = Field(32, ge=1, le=1024, description="Most texts that go through the model together")
+    max_wait_ms: float = Field(5, ge=0, le=1000, description="How long a request waits for others to go with it (ms)")
+    queue_texts: int = Field(256, ge=1, le=100_000, description="Most texts that wait; more are refused with 429 and Retry-After")
+    timeout_s: float = Field(30, gt=0, le=3600, description="Seconds for one request, waiting included; then 504")
+    drain_s: float = Field(30, ge=0, le=3600, description="Seconds for requests that are there when the server is told to end")
+    reload_s: float = Field(5, gt=0, le=3600, description="How often it looks whether another student was put into use (s)")
+    max_texts: int = Field(32, ge=1, le=1000, description="Most texts of one request: ideas times `n`")
+    max_words: int = Field(60, ge=1, le=400, description="Longest length that may be asked for (words); ideas: `intents.max_words`")
+    max_body_bytes: int = Field(65_536, ge=1024, le=2**26, description="Largest request body (bytes)")
+    scores: bool = Field(False, description="Tell the reward of each text, too; costs the scorer's memory and some milliseconds a text")
+    api_key_env: str = Field("UDRL_SERVE_API_KEY", description="The environment variable with the key that clients must send; empty: none")
+
+
 class Settings(_Settings):
     artifacts: str = Field("artifacts", description="Folder of versions, DuckDB file and caches, relative to params.yaml")
     intents: IntentsSettings = IntentsSettings()
@@ -330,6 +346,7 @@ class Settings(_Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    serve: ServeSettings = ServeSettings()
 
     _root: Path = Path()
 
