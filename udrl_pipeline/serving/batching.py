@@ -167,15 +167,14 @@ class Batcher:
         """Write batch after batch until cancelled."""
         try:
             while True:
-                await self._arrived.wait()
-                if self._queue:
-                    await self._collect()
-                    self._writing = list(self._take())
-                    if self._writing:
-                        await self._answer(self._writing)
-                    self._writing = []
-                if not self._queue:
+                while not self._queue:
                     self._arrived.clear()
+                    await self._arrived.wait()
+                await self._collect()
+                self._writing = list(self._take())
+                if self._writing:
+                    await self._answer(self._writing)
+                self._writing = []
         finally:
             self.abort()
             self._thread.shutdown(wait=False, cancel_futures=True)
@@ -245,8 +244,8 @@ class Batcher:
     def _learn(self, rows: int, seconds: float) -> None:
         """How many texts the model writes in a second: rising at once, falling slowly, for a batch that is not full says little."""
         rate = rows / max(seconds, 1e-6)
-        full = rows >= self._options.batch_texts
-        self._texts_per_s = rate + (1 - NEWEST) * (self._texts_per_s - rate) if full else max(rate, self._texts_per_s)
+        known = self._texts_per_s or rate
+        self._texts_per_s = known + NEWEST * (rate - known) if rows >= self._options.batch_texts else max(rate, known)
 
 
 def _told(error: Exception) -> Refused:
@@ -260,5 +259,6 @@ def _settle(job: Job, result: list[Written] | Refused) -> None:
         return
     if isinstance(result, Refused):
         job.answer.set_exception(result)
+        job.answer.exception()  # nobody may be waiting any more, which is no mistake
     else:
         job.answer.set_result(result)

@@ -64,6 +64,7 @@ class Students:
         self._workspace = Workspace(settings)
         self.recipe, self.now = recipe, None  # type: str, Serving | None
         self.problem: UdrlError | None = None
+        self._replaced = False
 
     def refresh(self) -> bool:
         """Load the student in use unless it is the one that is asked. Takes seconds, from any thread; returns whether there is another.
@@ -75,18 +76,23 @@ class Students:
             found, before = self._find(), self.now
             if before and self._folder_of(found) == before.folder:
                 self.problem = None
+                self._clear()
                 return False
             self.now = self._open(found)
         except UdrlError as error:
             self.problem = error
             raise
-        finally:
-            gc.collect()  # a student holds itself in circles: one whose last texts are written goes at the next look
-        self.problem = None
+        self.problem, self._replaced = None, before is not None
         self.meters.reloads.labels("ok").inc()
         self.meters.student.info({"recipe": self.now.recipe, "version": self.now.version})
         logger.info("%s %s is asked from now on%s", self.now.recipe, self.now.version, f", in place of {before.version}" if before else "")
         return True
+
+    def _clear(self) -> None:
+        """At the look after a change the last texts of the student before are written. It holds itself in circles."""
+        if self._replaced:
+            gc.collect()
+            self._replaced = False
 
     async def watch(self, every_s: float) -> None:
         """Look again and again which student is in use, and load it beside the one that is asked meanwhile."""
