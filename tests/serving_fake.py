@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.serving.app import Serve
 from udrl_pipeline.serving.meters import Meters
 from udrl_pipeline.serving.reload import Students
+from udrl_pipeline.serving.server import Server, bind
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.student.generation import Generated
 
@@ -109,3 +111,28 @@ async def until(true: Callable[[], Any], seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
         while not true():
             await asyncio.sleep(0.005)
+
+
+@contextmanager
+def running(settings: Settings, key: str = "") -> Iterator[tuple[Server, FakeStudent, str]]:
+    """A real server on a port of its own."""
+    serve, student = serving(settings, key=key)
+    bound = bind("127.0.0.1", 0)
+    server = Server(serve)
+    thread = threading.Thread(target=server.run, args=([bound],))
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield server, student, f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        student.gate.set()
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def wait_until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

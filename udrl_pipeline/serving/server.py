@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -28,8 +29,9 @@ def bind(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # below 0: a name that is not known
         remedy = "choose another --port or --host"
-        raise SettingsError(f"{host}:{port} cannot be served ({error.strerror})", where="udrl serve", remedy=remedy) from error
+        raise SettingsError(f"{host}:{port} cannot be served ({why})", where="udrl serve", remedy=remedy) from error
 
 
 class Server(uvicorn.Server):
