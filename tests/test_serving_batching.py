@@ -157,7 +157,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
 
 
 def test_who_would_wait_for_most_of_their_time_is_refused_before_the_queue_is_full() -> None:
-    bench = Bench(queue_texts=1000, batch_texts=10, timeout_s=4, max_wait_ms=0)
+    bench = Bench(queue_texts=1000, batch_texts=10, timeout_s=8, max_wait_ms=0)
 
     async def scenario() -> str:
         bench.batcher._learn(10, 2.0)  # five texts a second

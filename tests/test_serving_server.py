@@ -34,6 +34,7 @@ def test_told_to_end_it_answers_what_is_there_and_refuses_what_is_new(load: Load
         for path in ("kept", "new"):
             refused = (kept.post if path == "kept" else httpx.post)(f"{url}/generate", json={"idea": path})
             assert (refused.status_code, refused.json()["error"]["code"], refused.headers["Retry-After"]) == (503, "shutting_down", "1")
+            assert refused.headers["Connection"] == "close"
         assert httpx.get(f"{url}/ready").status_code == 503
         student.gate.set()
         assert [answer.result().status_code for answer in asked] == [200, 200, 200]

@@ -88,7 +88,14 @@ class Serve:
     def _app(self, key: str) -> FastAPI:
         app = FastAPIOffline(title="udrl serve", version=__version__, description=DESCRIPTION, redoc_url=None, lifespan=self._life)
         options = self.settings.serve
-        app.add_middleware(Guard, meters=self.meters, key=key, most_bytes=options.max_body_bytes, within_s=options.timeout_s)
+        app.add_middleware(
+            Guard,
+            meters=self.meters,
+            key=key,
+            most_bytes=options.max_body_bytes,
+            within_s=options.timeout_s,
+            is_ending=lambda: self.batcher.draining,
+        )
         app.add_exception_handler(Refused, lambda _, error: answer(error))  # type: ignore[arg-type]
         app.add_exception_handler(RequestValidationError, _invalid)
         app.add_exception_handler(HTTPException, _plain)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 #: How much a new measurement counts in the texts per second that waiting is estimated by.
 NEWEST = 0.3
 #: The share of a request's time that it may be expected to wait for its turn; one that would wait longer is refused at once.
-MOST_WAITING = 0.5
+MOST_WAITING = 0.25
 #: The longest that a client is told to stay away (s).
 LATEST_S = 60
 

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -29,10 +30,11 @@ class Guard:
     Args:
         key: What clients must send as `Authorization: Bearer KEY`; empty: nothing.
         most_bytes, within_s: Of a request's body.
+        is_ending: Whether the server is about to end: connections are then closed with their answer, so that none is cut off later.
     """
 
-    def __init__(self, app: ASGIApp, meters: Meters, key: str, most_bytes: int, within_s: float) -> None:
-        self._app, self._meters, self._key = app, meters, key
+    def __init__(self, app: ASGIApp, meters: Meters, key: str, most_bytes: int, within_s: float, is_ending: Callable[[], bool]) -> None:
+        self._app, self._meters, self._key, self._is_ending = app, meters, key, is_ending
         self._most_bytes, self._within_s = most_bytes, within_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +50,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if self._is_ending():
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
