@@ -214,7 +214,7 @@ def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     under, after = found["load"], found["kill"]
     size, slope = under["memory_mb"], under["memory_mb"]["growth_per_hour"]
-    flat = "flat" if abs(slope) < FLAT_MB_PER_HOUR else "not flat"
+    flat = "flat" if slope < FLAT_MB_PER_HOUR else "not flat"
     three = lambda values: ", ".join(f"{values[name]:.3g}" for name in ("p50", "p95", "p99"))  # noqa: E731
     counts = lambda outcomes: ", ".join(f"{n:,} x {name}" for name, n in sorted(outcomes.items())) or "none"  # noqa: E731
     rows = [
@@ -239,7 +239,7 @@ def table(found: dict[str, Any]) -> str:
         "Each client asks for one text after another, of a length that is drawn (8 to 24 words, or left to the student), at the quality",
         "that won. The clients run on the same cores as the server.", "",
         "| what | figure |", "| --- | --- |", *(f"| {what} | {figure} |" for what, figure in rows), "",
-        f"Student: {found['student']['recipe']} {found['student']['version']}, engine {found['engine']}. On {machine['cores']} cores",
+        f"Student: {found['student']['recipe']} {found['student']['version']}, engine {found['student']['engine']}. On {machine['cores']} cores",
         f"({machine['machine']}), load average before the start {machine['load_before']}. Made by `{found['command']}`.", "",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -271,7 +271,7 @@ def main() -> None:
             server.process.kill()
     found = {
         "command": f"benchmarks/serving.py --clients {arguments.clients} --seconds {arguments.seconds:g}",
-        "machine": machine, "student": {name: student[name] for name in ("recipe", "version")}, "engine": arguments.engine,
+        "machine": machine, "student": {name: student[name] for name in ("recipe", "version", "engine")},
         "settings": arguments.set, "ready_after_s": round(first, 1), "load": figures, "kill": killed,
     }  # fmt: skip
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -166,7 +166,7 @@ class Serve:
         space = serving.space
         names = sorted(space.tasks, key=lambda task: task != self.desk.default_task(space))
         return StudentInfo(
-            recipe=serving.recipe, version=serving.version, qualities=space.quality_bins, max_texts=limits.max_texts,
+            recipe=serving.recipe, version=serving.version, engine=serving.engine, qualities=space.quality_bins, max_texts=limits.max_texts,
             max_words=limits.max_words, max_idea_words=self.settings.intents.max_words, scores=limits.scores,
             tasks=[TaskInfo(task=name, covered=space.covered[name], named=space.named_words[name], best=space.best.get(name),
                             guidance=space.guidance[name]) for name in names],

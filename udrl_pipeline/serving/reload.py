@@ -14,7 +14,7 @@ from udrl_pipeline.serving.meters import Meters
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student.channel import promoted
-from udrl_pipeline.student.engines import Engine, engine_folder, export_of, load_student
+from udrl_pipeline.student.engines import DESCRIPTION, Engine, engine_folder, export_of, load_student
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.student.training import STUDENTS
 
@@ -34,6 +34,10 @@ class Serving:
     def space(self) -> CommandSpace:
         space: CommandSpace = self.student.space
         return space
+
+    @property
+    def engine(self) -> Engine:
+        return "export" if (self.folder / DESCRIPTION).exists() else "transformers"
 
 
 class Students:

@@ -100,6 +100,7 @@ class StudentInfo(BaseModel):
 
     recipe: str
     version: str
+    engine: str = Field(description="With what it writes: export or transformers")
     tasks: list[TaskInfo] = Field(description="The default first")
     qualities: int = Field(description="The highest quality")
     max_texts: int
