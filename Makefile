@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof browser torture operations ui lint types format recorded example images vllm dvc clean setup
+.PHONY: help run test proof browser torture operations load ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,16 +31,19 @@ test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
 	@$(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 8 minutes)
-	@$(BIN)/pytest -q -m slow --ignore tests/test_browser.py $(ARGS)
+	@$(BIN)/pytest -q -m slow --ignore tests/test_browser.py --ignore tests/test_serving_browser.py $(ARGS)
 
-browser: $(READY) ## a day in the Dagster UI with a real Chromium, which also takes the pictures of docs/images (some minutes)
-	@UDRL_IMAGES=docs/images $(BIN)/pytest -q -m slow tests/test_browser.py $(ARGS)
+browser: $(READY) ## the page of `udrl serve` and a day in the Dagster UI with a real Chromium, which also takes the pictures of docs/images (some minutes)
+	@UDRL_IMAGES=docs/images $(BIN)/pytest -q -m slow tests/test_browser.py tests/test_serving_browser.py $(ARGS)
 
 torture: $(READY) ## ninety kills with SIGKILL, and what was left of each (ARGS="--minutes 3" does a part and goes on from there)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.torture $(ARGS)
 
 operations: $(READY) ## twenty cancelled and killed runs of a real deployment, and what they left (ARGS="--minutes 5" does a part)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.operations $(ARGS)
+
+load: $(READY) ## `udrl serve` under 200 clients for five minutes, killed and ended under load (ARGS="--seconds 30" is a short one)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/serving.py $(ARGS)
 
 ui: $(READY) ## Dagster on http://localhost:3000; the reports and the ledger that it links to on port 3001
 	@$(BIN)/udrl pages --port 3001 & pages=$$!; trap "kill $$pages" EXIT; $(BIN)/dagster dev -m assets.definitions --port 3000

@@ -38,8 +38,8 @@ LENGTHS = (None, 8, 12, 18, 24)
 LOOK_EVERY_S, ANSWER_WITHIN_S, READY_WITHIN_S = 2.0, 60.0, 120.0
 #: The share of a load's time in which the server takes what it needs for good; its memory is compared from then on.
 WARM = 0.2
-#: Memory counts as flat when it would grow by less than this in an hour of such load.
-FLAT_MB_PER_HOUR = 60.0
+#: Memory counts as flat when its median grows by less than this share from the first quarter of the looks to the last.
+FLAT = 0.02
 
 
 @dataclass
@@ -185,10 +185,11 @@ async def kill(server: Server, clients: Clients, seconds: float) -> dict[str, An
     }  # fmt: skip
 
 
-def growth(looks: list[tuple[float, int]]) -> float:
-    """Bytes per second by which memory grows, when the start is left out: the slope of a line through the looks."""
-    warm = looks[int(len(looks) * WARM) :]
-    return statistics.linear_regression([at for at, _ in warm], [size for _, size in warm]).slope if len(warm) > 1 else 0.0
+def medians(looks: list[tuple[float, int]]) -> tuple[float, float]:
+    """The memory of the first and of the last quarter of the looks, the start left out (MB)."""
+    warm = [size / 1e6 for _, size in looks[int(len(looks) * WARM) :]]
+    quarter = max(1, len(warm) // 4)
+    return statistics.median(warm[:quarter]), statistics.median(warm[-quarter:])
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -199,13 +200,14 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 def told(tally: Tally, clients: int, seconds: float) -> dict[str, Any]:
     """The figures of a load."""
     looks = tally.memory
+    first, last = medians(looks)
     return {
         "clients": clients, "seconds": round(seconds, 1), "outcomes": dict(tally.outcomes), "unclean": dict(tally.unclean),
         "texts_per_s": round(len(tally.seconds) / seconds, 2), "answer_s": quantiles(tally.seconds),
         "patience_s": quantiles(tally.patience),
         "health_s": quantiles(tally.health), "errors_but_429": sum(tally.outcomes.values()) - tally.outcomes["200"] - tally.outcomes["429"],
-        "memory_mb": {"warm": round(looks[int(len(looks) * WARM)][1] / 1e6), "last": round(looks[-1][1] / 1e6),
-                      "most": round(max(size for _, size in looks) / 1e6), "growth_per_hour": round(growth(looks) * 3600 / 1e6, 1)},
+        "memory_mb": {"first": round(first), "last": round(last), "most": round(max(size for _, size in looks) / 1e6),
+                      "flat": last < first * (1 + FLAT)},
         "memory_over_time_mb": [[round(at - looks[0][0]), round(size / 1e6)] for at, size in looks],
     }  # fmt: skip
 
@@ -213,8 +215,7 @@ def told(tally: Tally, clients: int, seconds: float) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     under, after = found["load"], found["kill"]
-    size, slope = under["memory_mb"], under["memory_mb"]["growth_per_hour"]
-    flat = "flat" if slope < FLAT_MB_PER_HOUR else "not flat"
+    size = under["memory_mb"]
     three = lambda values: ", ".join(f"{values[name]:.3g}" for name in ("p50", "p95", "p99"))  # noqa: E731
     counts = lambda outcomes: ", ".join(f"{n:,} x {name}" for name, n in sorted(outcomes.items())) or "none"  # noqa: E731
     rows = [
@@ -224,8 +225,8 @@ def table(found: dict[str, Any]) -> str:
         ("seconds of an answer (p50, p95, p99)", three(under["answer_s"])),
         ("the same from the first try on, 429 included", three(under["patience_s"])),
         ("seconds of `/health` meanwhile", three(under["health_s"])),
-        ("memory: warm, last, most (MB)", f"{size['warm']:,}, {size['last']:,}, {size['most']:,}"),
-        ("memory grows by (MB an hour)", f"{slope:.3g}: {flat}"),
+        ("memory: median of the first and the last quarter, most (MB)", f"{size['first']:,}, {size['last']:,}, {size['most']:,}"),
+        ("memory is flat (grows by less than 2%)", "yes" if size["flat"] else "no"),
         ("SIGKILL: what clients got until it was ready again", counts(after["killed_and_not_ready"])),
         ("ready again after", f"{after['ready_again_s']:.3g} s"),
         ("then", counts(after["restarted"])),
@@ -233,13 +234,13 @@ def table(found: dict[str, Any]) -> str:
         ("ended after, with exit code", f"{after['ended_in_s']:.3g} s, {after['exit_code_of_sigterm']}"),
         ("answers that were not as they should be", counts(under["unclean"] | after["unclean"])),
     ]
-    machine = found["machine"]
+    machine, student = found["machine"], found["student"]
     lines = [
         f"# `udrl serve`: {under['clients']} clients for {under['seconds']:.0f} s", "",
         "Each client asks for one text after another, of a length that is drawn (8 to 24 words, or left to the student), at the quality",
         "that won. The clients run on the same cores as the server.", "",
         "| what | figure |", "| --- | --- |", *(f"| {what} | {figure} |" for what, figure in rows), "",
-        f"Student: {found['student']['recipe']} {found['student']['version']}, engine {found['student']['engine']}. On {machine['cores']} cores",
+        f"Student: {student['recipe']} {student['version']}, engine {student['engine']}. On {machine['cores']} cores",
         f"({machine['machine']}), load average before the start {machine['load_before']}. Made by `{found['command']}`.", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -129,7 +129,7 @@ def test_compose_accepts_its_file() -> None:
     done = subprocess.run([*command, "-f", str(DEPLOY / "compose.yaml"), "config"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     services = yaml.safe_load(done.stdout)["services"]
-    assert sorted(services) == ["code", "daemon", "pages", "postgres", "webserver"]
+    assert sorted(services) == ["code", "daemon", "pages", "postgres", "serve", "webserver"]
     told = services["code"]["environment"]
     assert {name for name in told if name.startswith("UDRL_POSTGRES")} == environment_of("dagster.yaml") - {"UDRL_DAGSTER_FILES"}
     assert environment_of("workspace.yaml") < set(told)

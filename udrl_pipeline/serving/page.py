@@ -16,5 +16,5 @@ def _source(tag: str) -> str:
 
 POLICY = (
     f"default-src 'none'; script-src {_source('script')}; style-src {_source('style')}; connect-src 'self'; "
-    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    "img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )

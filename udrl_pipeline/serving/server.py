@@ -15,6 +15,8 @@ from udrl_pipeline.serving.app import Serve
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for requests of connections that were taken just before nobody listens any more.
+LAST_REQUESTS_S = 0.3
 #: Seconds for the last answers to reach their clients.
 LAST_WORDS_S = 5
 
@@ -57,7 +59,9 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._until is not None and (self._served.idle or time.monotonic() > self._until):
             self._served.abort()
-            await asyncio.sleep(0)  # the refused are told
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(LAST_REQUESTS_S)  # what was on its way is told, too
             return True
         return await super().on_tick(counter)
 
