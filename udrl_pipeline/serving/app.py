@@ -96,7 +96,7 @@ class Serve:
             within_s=options.timeout_s,
             is_ending=lambda: self.batcher.draining,
         )
-        app.add_exception_handler(Refused, lambda _, error: answer(error))  # type: ignore[arg-type]
+        app.add_exception_handler(Refused, lambda _, error: answer(error))
         app.add_exception_handler(RequestValidationError, _invalid)
         app.add_exception_handler(HTTPException, _plain)
         self._routes(app)
@@ -142,7 +142,7 @@ class Serve:
                 texts=[_text(written) for written in texts], warnings=asking.warnings,
             )  # fmt: skip
 
-        stream = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+        stream: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
         @app.post(
             "/v1/completions", response_model=Completion, responses=ASKING | _refusals(404) | stream, dependencies=KEY, tags=["OpenAI"]

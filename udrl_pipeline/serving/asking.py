@@ -5,7 +5,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 from starlette.requests import Request
 
@@ -16,22 +16,11 @@ from udrl_pipeline.serving.batching import Batcher, Job, Knobs, Row, Written
 from udrl_pipeline.serving.errors import Refused
 from udrl_pipeline.serving.meters import Meters
 from udrl_pipeline.serving.reload import Serving, Students
+from udrl_pipeline.serving.schemas import Wish
 from udrl_pipeline.settings import Settings
 
 #: A seed that nobody has chosen; small enough for every JSON reader.
 SEED_BITS = 32
-
-
-class Wish(Protocol):
-    """What both kinds of requests have in common (schemas.py)."""
-
-    length: int | str | None
-    quality: int | str
-    guidance: float | None
-    length_guidance: float
-    temperature: float | None
-    top_p: float | None
-    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -125,7 +114,8 @@ class Desk:
         job = self.submit(asking)
         leaving = asyncio.create_task(_left(request))
         try:
-            await asyncio.wait({job.answer, leaving}, timeout=self.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {job.answer, leaving}
+            await asyncio.wait(either, timeout=self.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if job.answer.done():
                 return job.answer.result()
             if leaving.done():

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -90,7 +91,8 @@ class Answer:
             told = ""
             while not job.answer.done() or not pieces.empty():
                 coming = asyncio.ensure_future(pieces.get())
-                done, _ = await asyncio.wait({coming, job.answer}, timeout=until - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {coming, job.answer}
+                done, _ = await asyncio.wait(either, timeout=until - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
                 if coming in done:
                     piece = coming.result()
                     yield self._completion([Choice(index=0, text=("" if told else self._echo(0)) + piece, finish_reason=None)])

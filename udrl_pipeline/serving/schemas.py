@@ -37,7 +37,20 @@ class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class GenerateRequest(_Asked):
+class Wish(_Asked):
+    """What is asked of texts, in whatever words the rest of the request is."""
+
+    task: Task = None
+    length: Length = None
+    quality: Quality = "best"
+    guidance: GuidanceWeight = None
+    length_guidance: LengthGuidance = 1.0
+    seed: Seed = None
+    temperature: Temperature = None
+    top_p: TopP = None
+
+
+class GenerateRequest(Wish):
     """An idea, and what is asked of the texts about it."""
 
     model_config = ConfigDict(
@@ -45,15 +58,7 @@ class GenerateRequest(_Asked):
     )
 
     idea: Idea
-    task: Task = None
-    length: Length = None
-    quality: Quality = "best"
     n: Number = 1
-    guidance: GuidanceWeight = None
-    length_guidance: LengthGuidance = 1.0
-    seed: Seed = None
-    temperature: Temperature = None
-    top_p: TopP = None
 
 
 class Asked(BaseModel):
@@ -117,7 +122,7 @@ class StreamOptions(_Asked):
     include_usage: bool = False
 
 
-class CompletionRequest(_Asked):
+class CompletionRequest(Wish):
     """OpenAI's request, less what a student of this kind cannot do, and with the commands that it obeys (an OpenAI client sends
     those as `extra_body`)."""
 
@@ -128,9 +133,6 @@ class CompletionRequest(_Asked):
     model: Annotated[str, Field(min_length=1, max_length=100, description="One of `GET /v1/models`; `RECIPE:TASK` names the task, too")]
     prompt: Annotated[Idea | Annotated[list[Idea], Field(min_length=1, max_length=MOST_TEXTS)], Field(description="An idea, or several")]
     n: Number | None = None
-    seed: Seed = None
-    temperature: Temperature = None
-    top_p: TopP = None
     max_tokens: Annotated[int | None, Field(ge=1, le=4096, description="Default: room for the length that is asked")] = None
     stop: Annotated[
         Annotated[str, Field(min_length=1, max_length=200)]
@@ -148,11 +150,6 @@ class CompletionRequest(_Asked):
     logprobs: Annotated[None, Field(description="Not offered")] = None
     logit_bias: Annotated[dict[str, float] | None, Field(max_length=0, description="Not offered")] = None
     suffix: Annotated[str | None, Field(max_length=0, description="Not offered")] = None
-    task: Task = None
-    length: Length = None
-    quality: Quality = "best"
-    guidance: GuidanceWeight = None
-    length_guidance: LengthGuidance = 1.0
 
 
 class Choice(BaseModel):
