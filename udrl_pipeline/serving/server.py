@@ -15,6 +15,9 @@ from udrl_pipeline.serving.app import Serve
 
 logger = logging.getLogger(__name__)
 
+#: How long an idle connection is kept (s): longer than clients keep it, and than they are told to stay away, so that it is never closed
+#: while a request is on its way.
+KEEP_ALIVE_S = 120
 #: Seconds for requests of connections that were taken just before nobody listens any more.
 LAST_REQUESTS_S = 0.3
 #: Seconds for the last answers to reach their clients.
@@ -43,7 +46,13 @@ class Server(uvicorn.Server):
     def __init__(self, serve: Serve) -> None:
         super().__init__(
             uvicorn.Config(
-                serve.app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=LAST_WORDS_S, lifespan="on"
+                serve.app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LAST_WORDS_S,
             )
         )
         self._served, self._until = serve, None  # type: Serve, float | None
