@@ -14,6 +14,7 @@ from serving_fake import SPACE, FakeStudent, running, wait_until
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import SettingsError
 from udrl_pipeline.serving import server as server_module
+from udrl_pipeline.serving.batching import LATEST_S
 from udrl_pipeline.serving.server import bind
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
@@ -157,3 +158,7 @@ def test_a_damaged_student_ends_with_2(command: Callable[..., Any], workspace: W
     result = command()
     assert result.exit_code == 2
     assert "commands.json (changed)" in result.stderr
+
+
+def test_an_idle_connection_outlives_the_longest_time_that_a_client_is_told_to_stay_away() -> None:
+    assert server_module.KEEP_ALIVE_S > 1.5 * LATEST_S
