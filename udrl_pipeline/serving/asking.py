@@ -41,8 +41,10 @@ class Desk:
         self.settings, self.students, self.batcher, self.meters = settings, students, batcher, meters
 
     def serving(self) -> Serving:
-        """Raises:
-        Refused: There is no student yet.
+        """The student to ask.
+
+        Raises:
+            Refused: There is none yet.
         """
         if now := self.students.now:
             return now
@@ -54,8 +56,10 @@ class Desk:
         return next((name for name in self.settings.tasks.names if name in space.tasks), space.tasks[0])
 
     def understand(self, ideas: Sequence[str], task: str | None, number: int, wish: Wish, max_tokens: int | None = None) -> Asking:
-        """Raises:
-        Refused: The student cannot be asked this.
+        """The rows that a request asks for, by the command space of the student that it came to.
+
+        Raises:
+            Refused: The student cannot be asked this.
         """
         serving, limits = self.serving(), self.settings.serve
         space = serving.space
