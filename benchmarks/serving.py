@@ -52,12 +52,14 @@ class Tally:
         outcomes: How often each status, or each failure of a connection.
         memory: When the server was looked at, and its bytes.
         health: What `/health` took meanwhile.
+        failures: Of connections: when, after how many seconds of the request, and why.
     """
 
     seconds: list[float] = field(default_factory=list)
     patience: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     unclean: Counter[str] = field(default_factory=Counter)
+    failures: list[list[Any]] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
 
@@ -67,7 +69,7 @@ class Clients:
 
     def __init__(self, url: str, number: int, ideas: list[str], tasks: list[str]) -> None:
         self._url, self._number, self._ideas, self._tasks = url, number, ideas, tasks
-        self.tally = Tally()
+        self.tally, self._began = Tally(), time.monotonic()
 
     @asynccontextmanager
     async def asking(self) -> AsyncIterator[None]:
@@ -95,6 +97,7 @@ class Clients:
             answer = await client.post("/generate", json=wish)
         except httpx.TransportError as error:
             self.tally.outcomes[type(error).__name__] += 1
+            self.tally.failures.append([round(time.monotonic() - self._began, 1), round(time.monotonic() - began, 2), _reason(error)])
             await asyncio.sleep(draw.uniform(0.5, 1.5))
             return False
         self.tally.outcomes[str(answer.status_code)] += 1
@@ -109,6 +112,15 @@ class Clients:
             self.tally.unclean[f"{answer.status_code} without its reason"] += 1
         await asyncio.sleep(float(answer.headers.get("Retry-After", 1)) * draw.uniform(1, 1.3))
         return False
+
+
+def _reason(error: BaseException | None) -> str:
+    """A failure with all that caused it."""
+    told = []
+    while error is not None:
+        told.append(repr(error))
+        error = error.__cause__ or error.__context__
+    return " <- ".join(told)
 
 
 class Server:
@@ -208,6 +220,7 @@ def told(tally: Tally, clients: int, seconds: float) -> dict[str, Any]:
         "health_s": quantiles(tally.health), "errors_but_429": sum(tally.outcomes.values()) - tally.outcomes["200"] - tally.outcomes["429"],
         "memory_mb": {"first": round(first), "last": round(last), "most": round(max(size for _, size in looks) / 1e6),
                       "flat": last < first * (1 + FLAT)},
+        "failures": tally.failures,
         "memory_over_time_mb": [[round(at - looks[0][0]), round(size / 1e6)] for at, size in looks],
     }  # fmt: skip
 
