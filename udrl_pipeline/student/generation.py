@@ -1,9 +1,11 @@
 """Ask a trained student: commands in, texts out. Works from the folder alone."""
 
+import queue
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from udrl_pipeline.versioning import content_hash
 LENGTH_SLACK = 2
 #: How byte-level and sentencepiece tokenizers write the space before a word.
 WORD_MARKS = ("Ġ", "▁")
+#: How a tokenizer shows a character of which some bytes are still to come.
+HALF = "\ufffd"
 #: Room for a text whose length is not commanded (tokens).
 OPEN_LENGTH_TOKENS = 96
 
@@ -36,8 +40,39 @@ class Generated:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn from what the model says."""
+
+    temperature: float
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that are written together.
+
+    Attributes:
+        prompts: Token ids; those of the full commands, then those of each variant of them.
+        weights: What each row's difference to each variant counts.
+        lengths: The commanded words of each row.
+        slack: How far from them a text may end (words); None where no length is governed.
+        levels: For each row and step the random number that draws it; [rows, room].
+        room: Most tokens of a text.
+    """
+
+    prompts: list[list[int]]
+    weights: list[list[float]]
+    lengths: list[int | None]
+    slack: int | None
+    levels: Any
+    room: int
+
+
 class Student:
-    """A student's model, tokenizer and command space."""
+    """A student's model, tokenizer and command space. This one writes with transformers; `fast.FastStudent` is its drop-in."""
 
     def __init__(self, model: Any, tokenizer: Any, space: CommandSpace, recipe: str) -> None:
         self.model, self.tokenizer, self.space, self.recipe = model, tokenizer, space, recipe
@@ -76,15 +111,6 @@ class Student:
         """Whether it was trained to obey length and quality."""
         return bool(self.space.best)
 
-    @cached_property
-    def _begins_word(self) -> Any:
-        """For each token, whether it begins a word; shape [vocabulary]. Tokenizers mark it in front."""
-        import torch
-
-        tokens = self.tokenizer.convert_ids_to_tokens(list(range(self.model.config.vocab_size)))
-        marks = [bool(token) and token[0] in WORD_MARKS for token in tokens]
-        return torch.tensor(marks, device=self.model.device)
-
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -96,7 +122,7 @@ class Student:
         temperature: float,
         top_p: float,
         repetition_penalty: float,
-        seed: int,
+        seed: int | Sequence[int],
         min_p: float = 0.0,
         guidance: float | None = None,
         length_guidance: float = 1.0,
@@ -110,6 +136,7 @@ class Student:
         the texts beside it, and not on length, quality or guidance, so that these can be compared on the same draws.
 
         Args:
+            seed: One for all, or one for each command.
             guidance: How hard the quality command is pressed, 0 to 10; by default as the student's sweep found best, per task.
             length_guidance: The same for the length.
             temperature: 0 is greedy.
@@ -122,33 +149,56 @@ class Student:
         Raises:
             StudentError: A task is not one of the student's.
         """
-        import torch
-
+        sampling = Sampling(temperature, top_p, min_p, repetition_penalty)
         clamped = [self._clamp(command) for command in commands]
         room = [max_new_tokens or _room(command) for command, _ in clamped]
         order = sorted(range(len(commands)), key=lambda i: (room[i], len(commands[i].intent)))
-        streams = _streams([command for command, _ in clamped], seed)
+        keys = _keys([command for command, _ in clamped], seed)
         outputs: dict[int, list[int]] = {}
         for start in range(0, len(order), batch_rows):
-            batch = order[start : start + batch_rows]
-            asked = [clamped[i][0] for i in batch]
-            weights = [Guidance(self._weight(command, guidance), length_guidance) for command in asked]
-            guided = variants(asked, weights)
-            prompts = self._encode([*asked, *(command for variant in guided for command in variant.commands)])
-            decoding = Decoding(
-                prompt_tokens=prompts.input_ids.shape[1],
-                weights=[variant.weights for variant in guided],
-                temperature=temperature,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                silent=self._silent,
-                governor=self._governor([command.words for command in asked], length_slack),
-                levels=torch.stack([streams[i](max(room[i] for i in batch)) for i in batch]).to(self.model.device),
-            )
-            written = self._write(prompts, decoding, max(room[i] for i in batch))[: len(batch)]
-            outputs |= {i: ids[: room[i]] for i, ids in zip(batch, written, strict=True)}
+            chosen = order[start : start + batch_rows]
+            most = max(room[i] for i in chosen)
+            batch = self._batch([clamped[i][0] for i in chosen], [keys[i] for i in chosen], guidance, length_guidance, length_slack, most)
+            outputs |= {i: ids[: room[i]] for i, ids in zip(chosen, self._write(batch, sampling), strict=True)}
         return [self._finish(*clamped[i], self._weight(clamped[i][0], guidance), outputs[i]) for i in range(len(commands))]
+
+    def stream(
+        self,
+        command: Command,
+        *,
+        temperature: float,
+        top_p: float,
+        repetition_penalty: float,
+        seed: int,
+        min_p: float = 0.0,
+        guidance: float | None = None,
+        length_guidance: float = 1.0,
+        max_new_tokens: int | None = None,
+        length_slack: int | None = LENGTH_SLACK,
+    ) -> Iterator[str | Generated]:
+        """The text that `generate` writes for this one command, piece by piece as it comes, and at last the whole.
+
+        Whoever closes the iterator before its end stops the writing.
+
+        Raises:
+            StudentError: The task is not one of the student's.
+        """
+        sampling = Sampling(temperature, top_p, min_p, repetition_penalty)
+        command, warnings = self._clamp(command)
+        room = max_new_tokens or _room(command)
+        batch = self._batch([command], _keys([command], seed), guidance, length_guidance, length_slack, room)
+        ids: list[int] = []
+        shown = ""
+        for token in self._tokens(batch, sampling):
+            ids.append(token)
+            text = self._finish(command, [], 1.0, ids).text
+            if not text.endswith(HALF) and len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text
+        made = self._finish(command, warnings, self._weight(command, guidance), ids)
+        if len(made.text) > len(shown):
+            yield made.text[len(shown) :]
+        yield made
 
     def _clamp(self, command: Command) -> tuple[Command, list[str]]:
         command, warnings = self.space.clamp(command)
@@ -162,29 +212,82 @@ class Student:
             return 1.0
         return self.space.guidance[command.task] if guidance is None else guidance
 
-    def _encode(self, commands: Sequence[Command]) -> Any:
-        ids = encode_prompts(self.tokenizer, self.space, commands)
-        return self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+    def _batch(
+        self, asked: list[Command], keys: list[int], guidance: float | None, length_guidance: float, slack: int | None, room: int
+    ) -> Batch:
+        import numpy as np
 
-    def _governor(self, lengths: list[int | None], slack: int | None) -> Governor | None:
-        if slack is None or not any(lengths):
-            return None
-        return Governor(self._begins_word, self.tokenizer.eos_token_id, lengths, slack)
+        guided = variants(asked, [Guidance(self._weight(command, guidance), length_guidance) for command in asked])
+        lengths = [command.words for command in asked]
+        return Batch(
+            prompts=encode_prompts(self.tokenizer, self.space, [*asked, *(command for variant in guided for command in variant.commands)]),
+            weights=[variant.weights for variant in guided],
+            lengths=lengths,
+            slack=slack if any(lengths) else None,
+            levels=np.stack([np.random.Generator(np.random.Philox(key=key)).random(room) for key in keys]),
+            room=room,
+        )
 
-    def _write(self, prompts: Any, decoding: Decoding, room: int) -> list[list[int]]:
+    @cached_property
+    def _begins_word(self) -> Any:
+        """For each token, whether it begins a word; shape [vocabulary]. Tokenizers mark it in front."""
+        import torch
+
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(self.model.config.vocab_size)))
+        return torch.tensor([begins_word(token) for token in tokens], device=self.model.device)
+
+    def _write(self, batch: Batch, sampling: Sampling, streamer: Any = None) -> list[list[int]]:
+        """The token ids of each row's text, and whatever follows its end."""
         import torch
         from transformers import LogitsProcessorList
 
+        end, device = self.tokenizer.eos_token_id, self.model.device
+        prompts = self.tokenizer.pad({"input_ids": batch.prompts}, return_tensors="pt").to(device)
+        decoding = Decoding(
+            prompt_tokens=prompts.input_ids.shape[1],
+            weights=batch.weights,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            silent=self._silent,
+            governor=None if batch.slack is None else Governor(self._begins_word, end, batch.lengths, batch.slack),
+            levels=torch.from_numpy(batch.levels).to(device),
+        )
         with torch.inference_mode():
             output = self.model.generate(
                 **prompts,
-                max_new_tokens=room,
+                max_new_tokens=batch.room,
                 do_sample=False,  # `decoding` draws
                 logits_processor=LogitsProcessorList([decoding]),
-                eos_token_id=self.tokenizer.eos_token_id,
+                eos_token_id=end,
                 pad_token_id=self.tokenizer.pad_token_id,
+                streamer=streamer,
             )
-        return [list(ids) for ids in output[:, prompts.input_ids.shape[1] :].tolist()]
+        return [list(ids) for ids in output[: len(batch.lengths), prompts.input_ids.shape[1] :].tolist()]
+
+    def _tokens(self, batch: Batch, sampling: Sampling) -> Iterator[int]:
+        """The token ids of a batch of one text, each as it comes."""
+        streamer = _Streamer()
+
+        def write() -> None:
+            try:
+                self._write(batch, sampling, streamer)
+            except _Abandoned:
+                pass  # nobody waits for the rest
+            except BaseException as error:
+                streamer.tokens.put(error)
+            finally:
+                streamer.tokens.put(None)
+
+        threading.Thread(target=write, daemon=True).start()
+        try:
+            while (token := streamer.tokens.get()) is not None:
+                if isinstance(token, BaseException):
+                    raise token
+                yield token
+        finally:
+            streamer.abandoned = True
 
     def _finish(self, command: Command, warnings: list[str], guidance: float, ids: list[int]) -> Generated:
         end = ids.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in ids else None
@@ -193,21 +296,42 @@ class Student:
         return Generated(command, guidance, text, words(text), tokens, end is not None, tuple(warnings))
 
 
-def _streams(commands: Sequence[Command], seed: int) -> list[Callable[[int], Any]]:
-    """For each command its random numbers: a function of how many are wanted, to a float64 tensor."""
-    before: Counter[Command] = Counter()
+class _Abandoned(Exception):
+    """The reader of a stream has gone."""
+
+
+class _Streamer:
+    """What `generate` of transformers tells of its tokens: the prompts first, then those of each step."""
+
+    def __init__(self) -> None:
+        self.tokens: queue.Queue[int | BaseException | None] = queue.Queue()
+        self.abandoned = self._begun = False
+
+    def put(self, ids: Any) -> None:
+        if self.abandoned:
+            raise _Abandoned
+        if self._begun:
+            self.tokens.put(int(ids[0]))
+        self._begun = True
+
+    def end(self) -> None:
+        """All was put."""
+
+
+def begins_word(token: str | None) -> bool:
+    """Whether a token of a byte-level or sentencepiece tokenizer begins a word."""
+    return bool(token) and token[0] in WORD_MARKS  # type: ignore[index]
+
+
+def _keys(commands: Sequence[Command], seed: int | Sequence[int]) -> list[int]:
+    """For each command the key of its random numbers."""
+    seeds = [seed] * len(commands) if isinstance(seed, int) else seed
+    before: Counter[tuple[int, Command]] = Counter()
     keys = []
-    for command in commands:
-        keys.append(int(content_hash([seed, command.task, command.intent, before[command]]), 16))
-        before[command] += 1
-    return [partial(_numbers, key) for key in keys]
-
-
-def _numbers(key: int, count: int) -> Any:
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).random(count))
+    for own, command in zip(seeds, commands, strict=True):
+        keys.append(int(content_hash([own, command.task, command.intent, before[own, command]]), 16))
+        before[own, command] += 1
+    return keys
 
 
 def _room(command: Command) -> int:
