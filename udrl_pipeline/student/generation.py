@@ -38,6 +38,7 @@ class Generated:
     tokens: int
     finished: bool
     warnings: tuple[str, ...]
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,11 @@ class Student:
         self._silent = sorted(tokenizer.convert_tokens_to_ids(token) for token in space.control_tokens())
 
     @classmethod
-    def load(cls, folder: Path) -> "Student":
+    def load(cls, folder: Path, *, precise: bool = False) -> "Student":
         """Load a student from a version's folder.
+
+        Args:
+            precise: Compute in fp32 instead of bf16.
 
         Raises:
             StudentError: The folder is no student, or its files are damaged.
@@ -98,7 +102,11 @@ class Student:
             # on a CPU the plain attention is the faster one for texts this short, as in training
             attention = "eager" if device == "cpu" else "sdpa"
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.bfloat16, attn_implementation=attention, use_safetensors=True, **local
+                folder,
+                dtype=torch.float32 if precise else torch.bfloat16,
+                attn_implementation=attention,
+                use_safetensors=True,
+                **local,
             )
             model = model.to(device).eval()
             recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["name"]
@@ -293,7 +301,7 @@ class Student:
         end = ids.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in ids else None
         text = " ".join(self.tokenizer.decode(ids[:end], skip_special_tokens=True).split())
         tokens = len(ids) if end is None else end + 1
-        return Generated(command, guidance, text, words(text), tokens, end is not None, tuple(warnings))
+        return Generated(command, guidance, text, words(text), tokens, end is not None, tuple(warnings), tuple(ids[:tokens]))
 
 
 class _Abandoned(Exception):
