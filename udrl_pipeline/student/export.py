@@ -12,6 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from udrl_pipeline.store.workspace import Expected, Version, Workspace
 from udrl_pipeline.student import graph
 from udrl_pipeline.student.engines import DESCRIPTION, EXPORTS
 from udrl_pipeline.student.fast import MODEL, FastStudent
-from udrl_pipeline.student.generation import Generated, Student
+from udrl_pipeline.student.generation import LENGTH_SLACK, Generated, Sampling, Student
 from udrl_pipeline.student.recipes import Recipe
 from udrl_pipeline.student.training import asset_name, find_recipe
 from udrl_pipeline.versioning import code_version, content_hash, files_sha256, unit_draw
@@ -42,6 +43,8 @@ SOURCES = (
 TAKEN = ("tokenizer.json", "recipe.json", COMMANDS)
 #: Two tokens nearer to each other than this (nats) are a tie: in fp32 the order of a sum decides between them.
 TIE = 1e-3
+#: Texts that transformers reads at once: their scores take some 250 MB.
+PARITY_ROWS = 64
 #: The checks: (name, blocking, what it says).
 CHECKS = (
     ("architecture_is_known", False, "The student's architecture can be exported"),
@@ -112,6 +115,7 @@ def _export(workspace: Workspace, version: Version, recipe: Recipe, scratch: Pat
     compared = time.monotonic()
     change = quality_change(exact, small, commands[: settings.export.quality_texts], workspace) if small else {"texts": 0}
     ended = time.monotonic()
+    took = [round(seconds, 1) for seconds in (converted - began, compared - converted, ended - compared)]
     facts = {
         "exported": True,
         "weights": settings.export.weights,
@@ -121,11 +125,7 @@ def _export(workspace: Workspace, version: Version, recipe: Recipe, scratch: Pat
         "onnxruntime": metadata.version("onnxruntime"),
         "parity": {name: same[name] for name in ("prompts", "tokens", "ties", "different")},
         "change": change,
-        "took_s": {
-            "conversion": round(converted - began, 1),
-            "parity": round(compared - converted, 1),
-            "quality": round(ended - compared, 1),
-        },
+        "took_s": {"conversion": took[0], "parity": took[1], "quality": took[2]},
     }
     faults = list(quality_faults(change, settings.export.max_reward_loss, settings.export.max_length_change))
     expected = [
@@ -184,41 +184,52 @@ def check_commands(rows: pd.DataFrame, student: Student) -> list[Command]:
 
 
 def parity(student: Student, exact: Student, commands: Sequence[Command], repetition_penalty: float) -> dict[str, Any]:
-    """Compare the greedy tokens of both, unguided: guidance would press on the last digits too. Texts part at most once; where they
-    do and the two tokens are a tie for transformers, they count as the same.
+    """Whether both write the same tokens greedily, unguided (guidance would press on the last digits too).
+
+    Transformers reads each text of the export in one pass. If at every place its own choice, given all before, is the token that
+    stands there, then it would have written the very same text token by token.
 
     Returns:
-        The number of prompts, tokens, ties and different texts; `first` names some of those.
+        The number of prompts, tokens, ties (which count as the same) and different texts; `first` names some of those.
     """
-    greedy = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": repetition_penalty, "guidance": 1.0, "seed": 0}
-    expected, found = student.generate(commands, **greedy), exact.generate(commands, **greedy)
-    ties, different = 0, []
-    for wanted, got in zip(expected, found, strict=True):
-        if wanted.ids == got.ids:
-            continue
-        if margin(student, wanted, got, repetition_penalty) < TIE:
-            ties += 1
-        else:
-            different.append(f"{wanted.command.task}, {wanted.command.intent!r}: {got.text!r} instead of {wanted.text!r}")
-    tokens = sum(made.tokens for made in expected)
+    sampling = Sampling(temperature=0.0, top_p=1.0, min_p=0.0, repetition_penalty=repetition_penalty)
+    found = exact.generate(commands, **asdict(sampling), guidance=1.0, seed=0)
+    texts, ties, different = sorted(found, key=lambda made: len(made.ids)), 0, []
+    for start in range(0, len(texts), PARITY_ROWS):
+        some = texts[start : start + PARITY_ROWS]
+        for made, gaps in zip(some, lost_to_the_likeliest(student, some, sampling), strict=True):
+            ties += sum(0 < gap < TIE for gap in gaps)
+            if place := next((n for n, gap in enumerate(gaps, 1) if gap >= TIE), 0):
+                different.append(f"{made.command.task}, {made.command.intent!r}: token {place} of {made.text!r}")
+    tokens = sum(made.tokens for made in found)
     return {"prompts": len(commands), "tokens": tokens, "ties": ties, "different": len(different), "first": different[:5]}
 
 
-def margin(student: Student, wanted: Generated, got: Generated, repetition_penalty: float) -> float:
-    """How much likelier transformers finds its own token than the other's where two texts part (nats)."""
+def lost_to_the_likeliest(student: Student, texts: Sequence[Generated], sampling: Sampling) -> list[list[float]]:
+    """For each token of each text how much likelier transformers finds its own choice (nats); 0 where it is the same token."""
     import torch
 
-    pairs = list(zip(wanted.ids, got.ids, strict=False))
-    place = next((n for n, (a, b) in enumerate(pairs) if a != b), None)
-    if place is None:
-        return float("inf")  # one of them goes on where the other ends
-    written = list(wanted.ids[:place])
-    [prompt] = student._batch([wanted.command], [0], 1.0, 1.0, None, 1).prompts
+    longest = max(len(made.ids) for made in texts)
+    batch = student.batch([made.command for made in texts], [0] * len(texts), 1.0, 1.0, LENGTH_SLACK, longest)
+    device, width = student.model.device, max(len(prompt) for prompt in batch.prompts)
+    blank = student.tokenizer.pad_token_id
+    rows = [
+        [blank] * (width - len(prompt)) + prompt + list(made.ids) + [blank] * (longest - len(made.ids))
+        for prompt, made in zip(batch.prompts, texts, strict=True)
+    ]
+    ids = torch.tensor(rows, device=device)
+    places = torch.arange(ids.shape[1], device=device) - torch.tensor([[width - len(prompt)] for prompt in batch.prompts], device=device)
     with torch.inference_mode():
-        scores = student.model(torch.tensor([prompt + written], device=student.model.device)).logits[0, -1].float()
-    for token in set(written):
-        scores[token] = scores[token] * repetition_penalty if scores[token] < 0 else scores[token] / repetition_penalty
-    return abs(float(scores[pairs[place][0]] - scores[pairs[place][1]]))
+        scores = student.model(input_ids=ids, attention_mask=(places >= 0).long(), position_ids=places.clamp(min=0)).logits
+    choose = student.decoding(batch, sampling, width)
+    gaps: list[list[float]] = [[] for _ in texts]
+    for step in range(longest):
+        weighed = choose(ids[:, : width + step], scores[:, width + step - 1])
+        lost = (weighed.amax(dim=1) - weighed.gather(1, ids[:, width + step, None])[:, 0]).tolist()
+        for row, made in enumerate(texts):
+            if step < len(made.ids):
+                gaps[row].append(lost[row])
+    return gaps
 
 
 def quality_change(exact: Student, small: Student, commands: Sequence[Command], workspace: Workspace) -> dict[str, float]:

@@ -166,7 +166,7 @@ class Student:
         for start in range(0, len(order), batch_rows):
             chosen = order[start : start + batch_rows]
             most = max(room[i] for i in chosen)
-            batch = self._batch([clamped[i][0] for i in chosen], [keys[i] for i in chosen], guidance, length_guidance, length_slack, most)
+            batch = self.batch([clamped[i][0] for i in chosen], [keys[i] for i in chosen], guidance, length_guidance, length_slack, most)
             outputs |= {i: ids[: room[i]] for i, ids in zip(chosen, self._write(batch, sampling), strict=True)}
         return [self._finish(*clamped[i], self._weight(clamped[i][0], guidance), outputs[i]) for i in range(len(commands))]
 
@@ -194,7 +194,7 @@ class Student:
         sampling = Sampling(temperature, top_p, min_p, repetition_penalty)
         command, warnings = self._clamp(command)
         room = max_new_tokens or _room(command)
-        batch = self._batch([command], _keys([command], seed), guidance, length_guidance, length_slack, room)
+        batch = self.batch([command], _keys([command], seed), guidance, length_guidance, length_slack, room)
         ids: list[int] = []
         shown = ""
         for token in self._tokens(batch, sampling):
@@ -220,9 +220,10 @@ class Student:
             return 1.0
         return self.space.guidance[command.task] if guidance is None else guidance
 
-    def _batch(
+    def batch(
         self, asked: list[Command], keys: list[int], guidance: float | None, length_guidance: float, slack: int | None, room: int
     ) -> Batch:
+        """What is needed to write to these commands together; `keys` are those of their random numbers."""
         import numpy as np
 
         guided = variants(asked, [Guidance(self._weight(command, guidance), length_guidance) for command in asked])
@@ -249,30 +250,36 @@ class Student:
         import torch
         from transformers import LogitsProcessorList
 
-        end, device = self.tokenizer.eos_token_id, self.model.device
-        prompts = self.tokenizer.pad({"input_ids": batch.prompts}, return_tensors="pt").to(device)
-        decoding = Decoding(
-            prompt_tokens=prompts.input_ids.shape[1],
+        prompts = self.tokenizer.pad({"input_ids": batch.prompts}, return_tensors="pt").to(self.model.device)
+        width = prompts.input_ids.shape[1]
+        with torch.inference_mode():
+            output = self.model.generate(
+                **prompts,
+                max_new_tokens=batch.room,
+                do_sample=False,  # `decoding` draws
+                logits_processor=LogitsProcessorList([self.decoding(batch, sampling, width)]),
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+                streamer=streamer,
+            )
+        return [list(ids) for ids in output[: len(batch.lengths), width:].tolist()]
+
+    def decoding(self, batch: Batch, sampling: Sampling, prompt_tokens: int) -> Decoding:
+        """What draws the tokens of a batch whose prompts are padded to `prompt_tokens`."""
+        import torch
+
+        end, slack = self.tokenizer.eos_token_id, batch.slack
+        return Decoding(
+            prompt_tokens=prompt_tokens,
             weights=batch.weights,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
             silent=self._silent,
-            governor=None if batch.slack is None else Governor(self._begins_word, end, batch.lengths, batch.slack),
-            levels=torch.from_numpy(batch.levels).to(device),
+            governor=None if slack is None else Governor(self._begins_word, end, batch.lengths, slack),
+            levels=torch.from_numpy(batch.levels).to(self.model.device),
         )
-        with torch.inference_mode():
-            output = self.model.generate(
-                **prompts,
-                max_new_tokens=batch.room,
-                do_sample=False,  # `decoding` draws
-                logits_processor=LogitsProcessorList([decoding]),
-                eos_token_id=end,
-                pad_token_id=self.tokenizer.pad_token_id,
-                streamer=streamer,
-            )
-        return [list(ids) for ids in output[: len(batch.lengths), prompts.input_ids.shape[1] :].tolist()]
 
     def _tokens(self, batch: Batch, sampling: Sampling) -> Iterator[int]:
         """The token ids of a batch of one text, each as it comes."""
