@@ -75,7 +75,7 @@ def test_after_a_run_all_is_up_to_date_and_what_is_stale_says_why(told: Callable
     assert [(s["version"], s["state"], s["why"]) for s in found["students"]] == [(versions["student/udrl"], "current", "it is the first")]
     lines = told()
     assert lines[-1] == "everything is up to date"
-    assert any(line.startswith(f" student/udrl        {versions['student/udrl']}") and line.rstrip().endswith("PASS") for line in lines)
+    assert any(line.startswith(f" student/udrl         {versions['student/udrl']}") and line.rstrip().endswith("PASS") for line in lines)
 
     found = told(as_json=True, student__seed=12)
     assert {a["asset"]: a["stale"] for a in found["assets"] if a["stale"]} == {

@@ -25,6 +25,8 @@ MOST_POSITIONS = 1024
 OPSET, CONTRIB = 20, "com.microsoft"
 #: MatMulNBits: the products themselves in int8, for which processors have instructions; otherwise they are made in fp32, 40 times slower.
 INT8_PRODUCTS = 4
+#: What GroupQueryAttention wants the width of a head to be a multiple of.
+HEAD_MULTIPLE = 16
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
 SUPPORTED = (*LLAMA_LIKE, "gpt2")
 
@@ -68,6 +70,8 @@ def refusal(config: Any) -> str | None:
         return f"models of type {config.model_type} are not supported ({', '.join(SUPPORTED)} are)"
     if (getattr(config, "sliding_window", None) or MOST_POSITIONS) < MOST_POSITIONS:
         return f"a sliding window of {config.sliding_window} tokens is not supported"
+    if (width := shape_of(config)["width"]) % HEAD_MULTIPLE:
+        return f"heads of width {width} are not supported (a multiple of {HEAD_MULTIPLE} is)"
     return None
 
 
