@@ -92,13 +92,14 @@ class Student:
         import json
 
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
         space = CommandSpace.load(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **local)
+            # AutoTokenizer would split some architectures' texts by rules of its own (Qwen2's), not as in training
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left", **local)
             # on a CPU the plain attention is the faster one for texts this short, as in training
             attention = "eager" if device == "cpu" else "sdpa"
             model = AutoModelForCausalLM.from_pretrained(
