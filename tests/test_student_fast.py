@@ -109,7 +109,7 @@ def test_in_int8_the_scores_are_nearly_the_same(slow: dict[str, Student], export
 
     prompts = [[5, 6, 7, 8], [9, 10]]
     exact, small = (
-        _Cache(exports[kind, block].model, prompts, 2, exports[kind, block].description).prompts().copy() for block in (None, 16)
+        _Cache(exports[kind, block].model, prompts, 2, 2, exports[kind, block].description).prompts().copy() for block in (None, 16)
     )
     with torch.inference_mode():
         wanted = [slow[kind].model(torch.tensor([prompt])).logits[0, -1].numpy() for prompt in prompts]

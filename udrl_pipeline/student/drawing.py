@@ -76,8 +76,8 @@ class Drawing:
     def _plausible(self, full: Any) -> tuple[Any, Any, Any]:
         """The tokens at least `min_p` times as probable as the likeliest one, in the order of the vocabulary: rows [texts, 1],
         columns [texts, most], and which of these count, the shorter ones being filled up."""
-        floor = full.max(axis=1, keepdims=True) + np.float32(math.log(self._sampling.min_p) if self._sampling.min_p else -np.inf)
-        found = np.nonzero((full >= floor) & (full > -np.inf))
+        min_p = self._sampling.min_p
+        found = np.nonzero(full >= full.max(axis=1, keepdims=True) + np.float32(math.log(min_p)) if min_p else full > -np.inf)
         counts = np.bincount(found[0], minlength=len(full))
         inside = np.arange(counts.max()) < counts[:, None]
         columns = np.zeros(inside.shape, dtype=np.int64)

@@ -22,6 +22,8 @@ from udrl_pipeline.student.generation import Batch, Sampling, Student, begins_wo
 MODEL = "model.onnx"
 #: The batch is laid anew when so many of its texts have ended: copying the others' keys and values costs about a step.
 ENDED_SHARE = 0.25
+#: A variant that differs in more than so many tokens at its end is read whole.
+MOST_REST = 4
 
 
 class Tokenizer:
@@ -107,8 +109,8 @@ class FastStudent(Student):
     def _steps(self, batch: Batch, sampling: Sampling) -> Iterator[tuple[list[int], list[int]]]:
         """After each step the texts that go on or have just ended, and the token of each."""
         drawing = Drawing(batch, sampling, self._begins_word, self.tokenizer.eos_token_id, self._silent)
-        cache = _Cache(self.model, batch.prompts, batch.room, self.description)
         texts = list(range(len(batch.lengths)))
+        cache = _Cache(self.model, batch.prompts, len(texts), batch.room, self.description)
         ended: set[int] = set()
         scores = cache.prompts()
         for step in range(batch.room):
@@ -127,10 +129,14 @@ class FastStudent(Student):
 
 
 class _Cache:
-    """The keys and values of a batch, which the model reads and writes in place, and the step that does it."""
+    """The keys and values of a batch, which the model reads and writes in place, and the step that does it.
 
-    def __init__(self, session: Any, prompts: Sequence[Sequence[int]], room: int, description: dict[str, Any]) -> None:
-        self._session, self._description, self._prompts = session, description, prompts
+    Args:
+        texts: How many of the prompts are those of the full commands; the variants of them follow.
+    """
+
+    def __init__(self, session: Any, prompts: Sequence[Sequence[int]], texts: int, room: int, description: dict[str, Any]) -> None:
+        self._session, self._description, self._prompts, self._texts = session, description, prompts, texts
         self._lengths = np.array([len(prompt) for prompt in prompts])
         longest = int(self._lengths.max())
         if longest + room > description["positions"]:
@@ -143,46 +149,72 @@ class _Cache:
         self._memory = {
             f"{layer}.{part}": np.zeros(shape, np.float32) for layer in range(description["layers"]) for part in ("key", "value")
         }
-        self._bind()
+        self._scores = np.empty((len(prompts), description["vocabulary"]), np.float32)
+        self._binding = self._bound(slice(len(prompts)))
 
     def prompts(self) -> Any:
-        """Read the prompts. Returns the scores of the first tokens."""
-        ids = np.zeros((len(self._prompts), self._lengths.max()), np.int64)  # what stands behind a prompt is overwritten later
-        for row, prompt in enumerate(self._prompts):
-            ids[row, : len(prompt)] = prompt
-        return self._run(ids, self._lengths - 1, np.arange(ids.shape[1])[None].repeat(len(ids), axis=0))
+        """Read the prompts. Returns the scores of the first tokens.
+
+        A variant is its full command up to a token or two before the end: it takes over what was read of that, and reads the rest.
+        """
+        for first in range(0, len(self._prompts), self._texts):
+            rows = slice(first, first + self._texts)
+            binding, prompts = self._bound(rows), self._prompts[rows]
+            rest = max(len(own) - _common(own, full) for own, full in zip(prompts, self._prompts, strict=False)) if first else 0
+            if not first or rest > MOST_REST:
+                ids = np.zeros((len(prompts), max(map(len, prompts))), np.int64)  # what stands behind a prompt is overwritten later
+                for row, prompt in enumerate(prompts):
+                    ids[row, : len(prompt)] = prompt
+                places = np.arange(ids.shape[1])[None].repeat(len(ids), axis=0)
+                self._run(binding, ids, self._lengths[rows], self._lengths[rows] - 1, places)
+                continue
+            for memory in self._memory.values():
+                memory[rows] = memory[: self._texts]
+            for left in range(max(rest, 1), 0, -1):
+                lengths = self._lengths[rows] - left + 1
+                self._run(binding, np.array([[prompt[-left]] for prompt in prompts]), lengths, np.zeros_like(lengths), lengths[:, None] - 1)
+        return self._scores
 
     def step(self, tokens: Any) -> Any:
         """Read one more token of each row. Returns the scores of the next."""
         self._lengths = self._lengths + 1
-        return self._run(tokens[:, None], np.zeros(len(tokens), np.int64), self._lengths[:, None] - 1)
+        self._run(self._binding, tokens[:, None], self._lengths, np.zeros_like(self._lengths), self._lengths[:, None] - 1)
+        return self._scores
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows alone."""
         self._memory = {name: memory[rows] for name, memory in self._memory.items()}
-        self._lengths = self._lengths[rows]
-        self._bind()
+        self._lengths, self._scores = self._lengths[rows], self._scores[: len(rows)]
+        self._binding = self._bound(slice(len(rows)))
 
-    def _bind(self) -> None:
-        self._binding = self._session.io_binding()
-        self._scores = np.empty((len(self._lengths), self._description["vocabulary"]), np.float32)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, self._scores.shape, self._scores.ctypes.data)
+    def _bound(self, rows: slice) -> Any:
+        """The model's inputs and outputs bound to the memory of some rows."""
+        binding = self._session.io_binding()
+        scores = self._scores[rows]
+        binding.bind_output("logits", "cpu", 0, np.float32, scores.shape, scores.ctypes.data)
         for name, memory in self._memory.items():
-            self._binding.bind_input(f"past.{name}", "cpu", 0, np.float32, memory.shape, memory.ctypes.data)
-            self._binding.bind_output(f"present.{name}", "cpu", 0, np.float32, memory.shape, memory.ctypes.data)
+            of_rows = memory[rows]
+            binding.bind_input(f"past.{name}", "cpu", 0, np.float32, of_rows.shape, of_rows.ctypes.data)
+            binding.bind_output(f"present.{name}", "cpu", 0, np.float32, of_rows.shape, of_rows.ctypes.data)
+        return binding
 
-    def _run(self, ids: Any, last: Any, positions: Any) -> Any:
+    def _run(self, binding: Any, ids: Any, lengths: Any, last: Any, places: Any) -> None:
+        """Read tokens; `lengths` are those of the rows with them, `last` says which of them is followed by the wanted one."""
         given = {
             "input_ids": np.ascontiguousarray(ids),
             "last": last,
-            "past_keys": (self._lengths - 1).astype(np.int32),
-            "total": np.array(self._lengths.max(), np.int32),
-            **({"positions": np.ascontiguousarray(positions)} if self._description["numbered"] else {}),
+            "past_keys": (lengths - 1).astype(np.int32),
+            "total": np.array(lengths.max(), np.int32),
+            **({"positions": np.ascontiguousarray(places)} if self._description["numbered"] else {}),
         }
         for name, value in given.items():
-            self._binding.bind_cpu_input(name, value)
-        self._session.run_with_iobinding(self._binding)
-        return self._scores
+            binding.bind_cpu_input(name, value)
+        self._session.run_with_iobinding(binding)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two prompts begin with together."""
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def open_session(onnxruntime: Any, file: Path) -> Any:
