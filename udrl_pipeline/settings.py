@@ -266,7 +266,7 @@ class ExportSettings(_Settings):
     weights: Literal["int8", "fp32"] = Field(
         "int8", description="int8: a quarter of the size, and the fastest | fp32: as exact as transformers"
     )
-    block: Literal[16, 32, 64, 128, 256] = Field(32, description="Weights that share a scale in int8; fewer are more exact, and larger")
+    block: Literal[16, 32, 64, 128, 256] = Field(128, description="Weights that share a scale in int8; fewer are more exact, and larger")
     parity_prompts: int = Field(
         500, ge=1, description="Validation prompts whose greedy tokens must be those of transformers in fp32; all where there are fewer"
     )
