@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -132,7 +132,7 @@ def _warn(made: "Generated", told: set[str]) -> None:
     told.update(made.warnings)
 
 
-def _sampling(ask: Ask, settings: Settings) -> tuple[dict[str, float], int]:
+def _sampling(ask: Ask, settings: Settings) -> tuple[dict[str, Any], int]:
     given = {"temperature": ask.temperature, "seed": ask.seed}
     sampling = settings.evaluation.sampling | {name: value for name, value in given.items() if value is not None}
     return sampling, sampling.pop("seed")

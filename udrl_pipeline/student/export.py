@@ -113,7 +113,7 @@ def _export(workspace: Workspace, version: Version, recipe: Recipe, scratch: Pat
     commands = check_commands(_validation(workspace, version, recipe), student)
     same = parity(student, exact, commands[: settings.export.parity_prompts], settings.evaluation.repetition_penalty)
     compared = time.monotonic()
-    change = quality_change(exact, small, commands[: settings.export.quality_texts], workspace) if small else {"texts": 0}
+    change: dict[str, float] = quality_change(exact, small, commands[: settings.export.quality_texts], workspace) if small else {"texts": 0}
     ended = time.monotonic()
     took = [round(seconds, 1) for seconds in (converted - began, compared - converted, ended - compared)]
     facts = {

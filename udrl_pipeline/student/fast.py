@@ -65,8 +65,11 @@ class FastStudent(Student):
         self.description = description
 
     @classmethod
-    def load(cls, folder: Path) -> "FastStudent":
+    def load(cls, folder: Path, *, precise: bool = False) -> "FastStudent":
         """Load an export from its folder.
+
+        Args:
+            precise: Only one with weights in fp32 will do.
 
         Raises:
             StudentError: The folder is no export, its files are damaged, or ONNX Runtime is not installed.
@@ -75,6 +78,8 @@ class FastStudent(Student):
             import onnxruntime
 
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            if precise and description["weights"] != "fp32":
+                raise StudentError("is an export in int8", where=str(folder), remedy="set export.weights: fp32 in params.yaml")
             recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["name"]
             tokenizer = Tokenizer(folder / "tokenizer.json", description["end"])
             session = open_session(onnxruntime, folder / MODEL)

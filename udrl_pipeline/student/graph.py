@@ -160,8 +160,8 @@ def _llama(graph: _Graph, state: Mapping[str, Any], model: Any) -> str:
     skip: dict[str, Any] = {"epsilon": config.rms_norm_eps}
 
     def joined(prefix: str, names: tuple[str, ...], kind: str) -> Any:
-        parts = [state.get(f"{prefix}{name}.{kind}") for name in names]
-        return None if any(part is None for part in parts) else np.concatenate(parts)
+        parts = [state[f"{prefix}{name}.{kind}"] for name in names if f"{prefix}{name}.{kind}" in state]
+        return np.concatenate(parts) if len(parts) == len(names) else None
 
     hidden = _embedded(graph, state["model.embed_tokens.weight"])
     gain = graph.weight("layers.0.input_norm", state["model.layers.0.input_layernorm.weight"])
