@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--student", type=Path, help="A student's folder; default: the student in use")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--requests", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/export.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/export.json"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.student is None:
