@@ -12,9 +12,10 @@ from assets.labeled_dataset import labeled_dataset
 from assets.promotion import promotion
 from assets.store import Store
 from assets.student import students
+from assets.student_export import student_exports
 from assets.teacher_corpus import teacher_corpus
 
-assets = [intents, teacher_corpus, labeled_dataset, *students, explored_rows, evaluation_report, promotion]
+assets = [intents, teacher_corpus, labeled_dataset, *students, explored_rows, evaluation_report, *student_exports, promotion]
 
 defs = dg.Definitions(
     assets=assets,

@@ -11,6 +11,7 @@ from assets.labeled_dataset import labeled_dataset
 from assets.promotion import promotion
 from assets.store import Store
 from assets.student import students
+from assets.student_export import student_exports
 from assets.teacher_corpus import teacher_corpus
 from udrl_pipeline import dataset, policy, steps
 from udrl_pipeline.settings import load
@@ -19,7 +20,7 @@ from udrl_pipeline.student.recipes import RECIPES
 
 DATA = [intents, teacher_corpus, labeled_dataset]
 #: What `udrl run` makes unless it is told otherwise. The report also shows the other students that exist.
-DEFAULT = [*DATA, students[0], evaluation_report, promotion]
+DEFAULT = [*DATA, students[0], evaluation_report, student_exports[0], promotion]
 #: The same, as what the library does for each.
 BUILDS: list[Callable[[Workspace], Version]] = [steps.BUILDS[name] for name in steps.DEFAULT]
 
@@ -30,8 +31,13 @@ refresh_corpus = dg.define_asset_job(
 relabel_only = dg.define_asset_job("relabel_only", [labeled_dataset], description="Score, judge and bin the rows that are there")
 retrain_only = dg.define_asset_job(
     "retrain_only",
-    [student for student, recipe in zip(students, RECIPES.values(), strict=True) if recipe.data == dataset.ASSET],
-    description="Train on the dataset that is there; `recipes` in the launchpad says which students",
+    [
+        asset
+        for made in (students, student_exports)
+        for asset, recipe in zip(made, RECIPES.values(), strict=True)
+        if recipe.data == dataset.ASSET
+    ],
+    description="Train on the dataset that is there, and export; `recipes` in the launchpad says which students",
     config={"resources": {"store": {"config": {"recipes": [next(iter(RECIPES))]}}}},
 )
 evaluate_only = dg.define_asset_job(
@@ -39,7 +45,7 @@ evaluate_only = dg.define_asset_job(
 )
 all_recipes = dg.define_asset_job(
     "all_recipes",
-    [*DATA, *students, explored_rows, evaluation_report, promotion],
+    [*DATA, *students, explored_rows, evaluation_report, *student_exports, promotion],
     description="Everything, with the students of all recipes",
 )
 JOBS = [everything, refresh_corpus, relabel_only, retrain_only, evaluate_only, all_recipes]

@@ -67,10 +67,10 @@ def test_every_source_that_a_code_version_counts_exists() -> None:
     from udrl_pipeline import corpus, dataset, promotion
     from udrl_pipeline.evaluation import report
     from udrl_pipeline.intents import asset
-    from udrl_pipeline.student import training
+    from udrl_pipeline.student import export, training
     from udrl_pipeline.versioning import code_version
 
-    for module in (asset, corpus, dataset, training, report, promotion):
+    for module in (asset, corpus, dataset, training, export, report, promotion):
         started = time.process_time()
         assert len(code_version(module.SOURCES)) == 12
         assert time.process_time() - started < 1

@@ -118,7 +118,14 @@ def test_a_run_trains_the_recipes_that_it_names_and_no_other(params: Path, monke
             write=write_student,
         )  # fmt: skip
 
+    def export(workspace: Workspace, recipe: str) -> Any:
+        return workspace.record(
+            f"student_export/{recipe}", version="v", fingerprint="f", code_version="c", rows=1, params={},
+            parents={f"student/{recipe}": "v"}, facts={}, write=lambda folder: (folder / "export.json").write_text("{}"),
+        )  # fmt: skip
+
     monkeypatch.setattr("udrl_pipeline.student.training.build", build)
+    monkeypatch.setattr("udrl_pipeline.student.export.build", export)
     for recipes in (["sft"], None):
         trained.clear()
         config = {"params": str(params), "recipes": recipes} if recipes else {"params": str(params)}
@@ -126,6 +133,6 @@ def test_a_run_trains_the_recipes_that_it_names_and_no_other(params: Path, monke
             run_config={"resources": {"store": {"config": config}}}, instance=dg.DagsterInstance.ephemeral()
         )
         made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
-        wanted = {f"student/{name}" for name in recipes or [name for name in RECIPES if name != "udrl-rounds"]}
-        assert made == wanted
-        assert {f"student/{name}" for name in trained} == wanted
+        wanted = set(recipes or [name for name in RECIPES if name != "udrl-rounds"])
+        assert made == {f"{kind}/{name}" for kind in ("student", "student_export") for name in wanted}
+        assert set(trained) == wanted

@@ -20,12 +20,13 @@ from udrl_pipeline.evaluation import report
 from udrl_pipeline.pages import PAGES_ENV
 from udrl_pipeline.settings import PARAMS_ENV, load
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
-from udrl_pipeline.student import training
+from udrl_pipeline.student import export, training
+from udrl_pipeline.student.engines import DESCRIPTION
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import code_version, content_hash
 
 REPOSITORY = Path(__file__).parent.parent
-DEFAULT = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "promotion"]
+DEFAULT = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "student_export/udrl", "promotion"]
 LOSSES = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}, {"step": 2, "validation_loss": 2.6}]
 INTERVAL = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 3}
 METRICS = {
@@ -54,12 +55,16 @@ def write_report(folder: Path) -> None:
 
 
 #: What the files of a version hold that the assets look into.
-FILES: dict[str, Callable[[Path], Any]] = {"student": write_student, "evaluation_report": write_report}
+FILES: dict[str, Callable[[Path], Any]] = {
+    "student": write_student,
+    "student_export": lambda folder: (folder / DESCRIPTION).write_text("{}"),
+    "evaluation_report": write_report,
+}
 
 
 SOURCES = {
     "teacher_corpus": corpus.SOURCES, "labeled_dataset": dataset.SOURCES, "explored_rows": exploration.SOURCES,
-    "student": training.SOURCES, "evaluation_report": report.SOURCES,
+    "student": training.SOURCES, "student_export": export.SOURCES, "evaluation_report": report.SOURCES,
 }  # fmt: skip
 
 
@@ -104,6 +109,8 @@ class Library:
         return build
 
     def expected(self, asset: str) -> list[Expected]:
+        if asset.startswith("student_export/"):
+            return [Expected(name, self.verdicts.get(name, True), blocking, {"tokens": 9}) for name, blocking, _ in export.CHECKS]
         judged = {"labeled_dataset": dataset.EXPECTATIONS, "explored_rows": quality.ROW_EXPECTATIONS}
         return [
             Expected(spec.name, self.verdicts.get(spec.name, True), spec.blocking, {"share": 0.25, "worst": ["a"]})
@@ -119,6 +126,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     monkeypatch.setattr(exploration, "build", library.build("explored_rows", ["labeled_dataset", "student/udrl"], {}))
     students = {name: library.build(f"student/{name}", [recipe.data], {"train_steps": 9}) for name, recipe in RECIPES.items()}
     monkeypatch.setattr(training, "build", lambda workspace, recipe: students[recipe](workspace))
+    exports = {name: library.build(f"student_export/{name}", [f"student/{name}"], {}) for name in RECIPES}
+    monkeypatch.setattr(export, "build", lambda workspace, recipe: exports[recipe](workspace))
     monkeypatch.setattr(report, "build", library.build("evaluation_report", ["labeled_dataset", "student/udrl"], {}))
     return library
 
@@ -160,14 +169,14 @@ def test_the_report_is_copied_to_where_people_look_for_it(library: Library, proj
 def test_a_changed_setting_makes_what_depends_on_it_and_nothing_else(library: Library, project: Path) -> None:
     materialise(Wish())
     changed = by_asset(materialise(Wish(overrides={"student.seed": 12})), "changed")
-    assert [name for name in DEFAULT if changed[name]] == ["student/udrl", "evaluation_report"]
+    assert [name for name in DEFAULT if changed[name]] == ["student/udrl", "evaluation_report", "student_export/udrl"]
 
 
 def test_other_students_are_made_on_request(library: Library, project: Path) -> None:
     materialise(Wish())
     assert list(by_asset(materialise(Wish(select=["student/sft"])), "version")) == ["student/sft"]
     assert set(by_asset(materialise(Wish(select=["all"])), "version")) == {
-        *DEFAULT, "explored_rows", *(f"student/{name}" for name in RECIPES),
+        *DEFAULT, "explored_rows", *(f"{kind}/{name}" for kind in ("student", "student_export") for name in RECIPES),
     }  # fmt: skip
 
 
@@ -227,7 +236,7 @@ def test_a_failed_blocking_check_stops_what_is_below_and_keeps_the_last_version(
     assert list(by_asset(run, "version")) == ["intents", "teacher_corpus"]
     assert [(failure.asset, failure.cause, failure.name) for failure in run.failures] == [("labeled_dataset", "check", "rows_per_task")]
     assert '"share": 0.25' in run.failures[0].message
-    assert run.not_run == ["student/udrl", "evaluation_report", "promotion"]
+    assert run.not_run == ["student/udrl", "evaluation_report", "student_export/udrl", "promotion"]
     assert run.exit_code == 1
     with open_instance() as instance:
         event = instance.get_latest_materialization_event(dg.AssetKey("labeled_dataset"))
@@ -282,7 +291,7 @@ def test_an_error_of_the_input_inside_a_step_is_told_with_its_remedy(
     told = json.loads(line)
     assert list(told["assets"]) == ["intents"]
     assert told["failures"][0]["cause"] == "input"
-    assert told["not_run"] == ["labeled_dataset", "student/udrl", "evaluation_report", "promotion"]
+    assert told["not_run"] == ["labeled_dataset", "student/udrl", "evaluation_report", "student_export/udrl", "promotion"]
 
 
 def test_a_mistake_of_the_program_shows_where_it_happened(library: Library, project: Path, capfd: pytest.CaptureFixture[str]) -> None:

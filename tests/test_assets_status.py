@@ -22,7 +22,7 @@ from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.evaluation import report
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Quarantined, Workspace
-from udrl_pipeline.student import training
+from udrl_pipeline.student import export, training
 
 __all__ = ["library", "project"]  # fixtures
 
@@ -36,6 +36,7 @@ def told(library: Library, project: Path, monkeypatch: pytest.MonkeyPatch, capfd
         "teacher_corpus": lambda workspace: corpus.build(workspace),
         "labeled_dataset": lambda workspace: dataset.build(workspace),
         "student/udrl": lambda workspace: training.build(workspace, "udrl"),
+        "student_export/udrl": lambda workspace: export.build(workspace, "udrl"),
         "evaluation_report": lambda workspace: report.build(workspace),
     }
     monkeypatch.setattr(status, "BUILDS", {name: fakes.get(name, build) for name, build in steps.BUILDS.items()})
@@ -74,12 +75,13 @@ def test_after_a_run_all_is_up_to_date_and_what_is_stale_says_why(told: Callable
     assert [(s["version"], s["state"], s["why"]) for s in found["students"]] == [(versions["student/udrl"], "current", "it is the first")]
     lines = told()
     assert lines[-1] == "everything is up to date"
-    assert any(line.startswith(f" student/udrl       {versions['student/udrl']}") and line.rstrip().endswith("PASS") for line in lines)
+    assert any(line.startswith(f" student/udrl         {versions['student/udrl']}") and line.rstrip().endswith("PASS") for line in lines)
 
     found = told(as_json=True, student__seed=12)
     assert {a["asset"]: a["stale"] for a in found["assets"] if a["stale"]} == {
         "student/udrl": "settings have changed: seed",
         "evaluation_report": "student/udrl will have changed",
+        "student_export/udrl": "student/udrl will have changed",
         "promotion": "student/udrl and evaluation_report will have changed",
     }
     assert "stale      student/udrl: settings have changed: seed" in told(student__seed=12)

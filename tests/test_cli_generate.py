@@ -159,7 +159,7 @@ def test_a_student_of_ones_own_folder(generate: Callable[..., Result], tmp_path:
         (["red kite", "--recipe", "dpo"], "unknown recipe 'dpo'", "recipes: udrl, sft"),
         (["red kite", "--recipe", "sft"], "no student of recipe sft yet", "udrl run --select student/sft"),
         (["red kite", "--student", "nowhere"], "is no student", "udrl run"),
-        (["red kite", "--output", "no/such/folder/out.jsonl"], "cannot be written: No such file or directory", "name another --output"),
+        (["red kite", "--output", "no/such/folder/out.jsonl"], "cannot be written: No such file or directory", "name another --to"),
         (["--input", "nowhere.csv"], "no such file or folder", "intents"),
     ],
 )

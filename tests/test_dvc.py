@@ -16,7 +16,7 @@ from udrl_pipeline.evaluation import report
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Workspace
-from udrl_pipeline.student import training
+from udrl_pipeline.student import export, training
 from udrl_pipeline.versioning import files_sha256
 
 REPOSITORY = Path(__file__).parent.parent
@@ -40,6 +40,7 @@ echo '[{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]' | tee "$5/$3/loss.tr
         ("teacher_corpus", corpus.SOURCES),
         ("labeled_dataset", dataset.SOURCES),
         ("student", training.SOURCES),
+        ("student_export", export.SOURCES),
         ("evaluation_report", report.SOURCES),
     ],
 )
@@ -99,13 +100,13 @@ def ran(tree: Path) -> list[str]:
 
 def test_repro_runs_what_changed_and_nothing_else(tree: Path) -> None:
     dvc(tree, "repro")
-    assert ran(tree) == ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report"]
+    assert ran(tree) == ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student_export/udrl", "evaluation_report"]
     dvc(tree, "repro")
     assert ran(tree) == []
     params = (tree / "params.yaml").read_text(encoding="utf-8")
     (tree / "params.yaml").write_text(params.replace("  seed: 11", "  seed: 12"), encoding="utf-8")
     dvc(tree, "repro")
-    assert ran(tree) == ["student/udrl", "evaluation_report"]
+    assert ran(tree) == ["student/udrl", "student_export/udrl", "evaluation_report"]
     metrics = json.loads(dvc(tree, "metrics", "show", "--json"))[""]["data"]
     assert metrics["artifacts/current/evaluation_report/metrics.json"]["data"] == {"relevance": {"udrl": 0.12}}
     plots = json.loads(dvc(tree, "plots", "show", "--json"))["data"]
@@ -137,7 +138,7 @@ def test_a_deleted_artifact_comes_back_from_a_remote_bit_for_bit(tree: Path, tmp
     shutil.rmtree(tree / ".dvc" / "cache")
     dvc(tree, "pull")
     assert files_sha256(tree / "artifacts") == before
-    assert len(before) == 20
+    assert len(before) == 24
 
 
 @pytest.mark.slow

@@ -256,8 +256,8 @@ def test_a_file_that_cannot_be_read_at_all_is_a_typed_error(
 
 
 def test_a_parquet_file_without_the_column_is_a_typed_error(tmp_path: Path) -> None:
-    pd.DataFrame({"idea": ["red fox"]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(IntentsError, match=r"has no column `intent` \(columns: idea\)"):
+    pd.DataFrame({"thought": ["red fox"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(IntentsError, match=r"has no column `intent` \(columns: thought\)"):
         read_source(tmp_path / "a.parquet", tmp_path)
 
 

@@ -46,7 +46,8 @@ def main() -> None:
 def run(
     params: str | None, preset: str | None, overrides: tuple[str, ...], select: tuple[str, ...], as_json: bool, copy_to: str | None
 ) -> None:
-    """Bring the assets up to date: intents, teacher_corpus, labeled_dataset, student/udrl, evaluation_report, promotion.
+    """Bring the assets up to date: intents, teacher_corpus, labeled_dataset, student/udrl, evaluation_report,
+    student_export/udrl, promotion.
 
     What is there and unchanged is left alone. A run that was killed resumes. The report is also copied to report.html.
     """
@@ -156,8 +157,12 @@ def record_student(folder: Path, **chosen: Any) -> None:
 
 @main.command()
 @click.argument("ideas", nargs=-1, metavar="[IDEA]...")
-@click.option("--input", "source", type=PATH, metavar="FILE", help="CSV, JSONL or Parquet with a column intent (and task).")
-@click.option("--output", type=PATH, metavar="FILE", help="Write JSON lines to FILE instead of stdout.")
+@click.option(
+    "--from", "--input", "source", type=PATH, metavar="FILE", help="CSV, JSONL or Parquet with a column idea (and task, words, quality)."
+)
+@click.option(
+    "--to", "--output", "output", type=PATH, metavar="FILE", help="Write a table instead: CSV, JSONL or Parquet. Resumes what was killed."
+)
 @click.option("--task", metavar="TASK", help="What to write; for ideas that name none themselves.  [default: the first of params.yaml]")
 @click.option("--length", metavar="WORDS", help="A number of words, or short, medium, long.  [default: left to the student]")
 @click.option("--quality", default="best", show_default=True, metavar="QUALITY", help="1 to 5 (params.yaml sets how many), best or any.")
@@ -174,6 +179,14 @@ def record_student(folder: Path, **chosen: Any) -> None:
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy.  [default: evaluation.temperature]")
 @click.option("--seed", type=int, help="The same seed gives the same texts.  [default: evaluation.seed]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per text.")
+@click.option("--stream", is_flag=True, help="Show the text as it comes; for one idea.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "export", "transformers"]),
+    default="auto",
+    show_default=True,
+    help="export: the fast one (student_export); auto: where it is there.",
+)
 @settings_options
 def generate(params: str | None, preset: str | None, overrides: tuple[str, ...], **asked: Any) -> None:
     """Ask a student: short ideas in, prompts out.

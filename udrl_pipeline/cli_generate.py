@@ -1,29 +1,32 @@
-"""`udrl generate`: ideas from the command line or a file -> commands -> texts, as lines for people or as JSON lines."""
+"""`udrl generate`: ideas from the command line or a file -> commands -> texts, as lines for people, as JSON lines, or as a table."""
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from udrl_pipeline import cli_batch
 from udrl_pipeline.characters import printable, quoted, to_json
 from udrl_pipeline.commands import Command, CommandSpace
-from udrl_pipeline.errors import IntentsError, StudentError, UdrlError
-from udrl_pipeline.intents import Candidate, clean, problem
+from udrl_pipeline.errors import IntentsError, StudentError
+from udrl_pipeline.intents import Candidate, SetAside, clean, problem
 from udrl_pipeline.intents.readers import read_source
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store.database import translate
 from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.student.engines import DESCRIPTION, Engine, engine_folder, load_student
 from udrl_pipeline.student.recipes import RECIPES
+from udrl_pipeline.versioning import content_hash, files_sha256
 
 if TYPE_CHECKING:
     from udrl_pipeline.student.generation import Generated, Student
 
 #: Texts asked for at a time; each lot is written before the next begins.
 LOT = 256
+#: Rows that were not used and are named one by one; the file beside the output names all.
+TOLD = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,19 @@ class Ask:
     number: int
     recipe: str
     student: Path | None
+    engine: Engine
     temperature: float | None
     seed: int | None
     as_json: bool
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A command, and the place that its idea came from; empty where it was typed."""
+
+    command: Command
+    row: str
 
 
 def generate_texts(ask: Ask, settings: Settings) -> None:
@@ -52,36 +65,98 @@ def generate_texts(ask: Ask, settings: Settings) -> None:
     Raises:
         IntentsError: No idea is usable, or one that was typed is not.
         StudentError: There is no such student, or it cannot be asked this.
+        UdrlError: The output cannot be written.
     """
-    folder = ask.student or student_folder(ask.recipe, settings)
-    commands = [command for command in to_commands(ask, CommandSpace.load(folder), settings) for _ in range(ask.number)]
-    from udrl_pipeline.student.generation import Student
-
-    student = Student.load(folder)
-    warned: set[str] = set()
-    with _lines_to(ask.output) as lines:
-        show = _JsonLines(lines, student.recipe) if ask.as_json or ask.output else _PlainLines(lines)
-        for made in _texts(student, commands, ask, settings):
-            for warning in set(made.warnings) - warned:
-                click.echo(f"warning  {warning}", err=True)
-            warned.update(made.warnings)
-            show(made)
+    folder = chosen_folder(ask, settings)
     if ask.output:
-        click.echo(f"{len(commands):,} texts in {ask.output}", err=True)
+        cli_batch.table_writer(ask.output)  # that its ending is wrong is told before any text is written
+    found, unused = wanted_commands(ask, CommandSpace.load(folder), settings)
+    _tell_unused(ask, len(found) + len(unused), unused)
+    if not found:
+        where, remedy = (str(ask.source), "see above") if ask.source else ("udrl generate", 'udrl generate "lighthouse in a storm"')
+        raise IntentsError("there is no usable idea", where=where, remedy=remedy)
+    wanted = [one for one in found for _ in range(ask.number)]
+    if ask.stream:
+        _stream(load_student(folder), wanted, ask, settings)
+    elif ask.output:
+        _write_table(ask.output, folder, wanted, ask, settings)
+    else:
+        _show(load_student(folder), wanted, ask, settings)
 
 
-def _texts(student: "Student", commands: list[Command], ask: Ask, settings: Settings) -> "Iterator[Generated]":
+def _show(student: "Student", wanted: list[Wanted], ask: Ask, settings: Settings) -> None:
+    show = _JsonLines(sys.stdout, student.recipe) if ask.as_json else _PlainLines(sys.stdout)
+    told: set[str] = set()
+    for lot in _texts(student, wanted, ask, settings):
+        for made in lot:
+            _warn(made, told)
+            show(made)
+
+
+def _write_table(output: Path, folder: Path, wanted: list[Wanted], ask: Ask, settings: Settings) -> None:
+    told: set[str] = set()
+
+    def lots(done: int) -> Iterator[list[cli_batch.Record]]:
+        student = load_student(folder)
+        rows = iter(wanted[done:])
+        for lot in _texts(student, wanted, ask, settings, done):
+            for made in lot:
+                _warn(made, told)
+            yield [{"row": next(rows).row, **_record(made, student.recipe)} for made in lot]
+
+    options = {name: value for name, value in asdict(ask).items() if name not in ("source", "output", "student", "as_json")}
+    question = content_hash(
+        [options, settings.evaluation.sampling, files_sha256(folder), [[one.row, asdict(one.command)] for one in wanted]]
+    )
+    cli_batch.write_texts(output, question, len(wanted), LOT, lots)
+    click.echo(f"{len(wanted):,} texts in {output}", err=True)
+
+
+def _stream(student: "Student", wanted: list[Wanted], ask: Ask, settings: Settings) -> None:
+    if len(wanted) > 1 or ask.output or ask.as_json:
+        raise StudentError("shows one text, as it comes", where="--stream", remedy="give one idea, and neither -n, --to nor --json")
+    sampling, seed = _sampling(ask, settings)
+    pieces = student.stream(wanted[0].command, **sampling, seed=seed, guidance=ask.guidance, length_guidance=ask.length_guidance)
+    for piece in pieces:
+        if isinstance(piece, str):
+            click.echo(printable(piece), nl=False)
+            sys.stdout.flush()
+        else:
+            click.echo()
+            _warn(piece, set())
+
+
+def _warn(made: "Generated", told: set[str]) -> None:
+    for warning in set(made.warnings) - told:
+        click.echo(f"warning  {warning}", err=True)
+    told.update(made.warnings)
+
+
+def _sampling(ask: Ask, settings: Settings) -> tuple[dict[str, Any], int]:
     given = {"temperature": ask.temperature, "seed": ask.seed}
     sampling = settings.evaluation.sampling | {name: value for name, value in given.items() if value is not None}
-    seed = sampling.pop("seed")
-    for start in range(0, len(commands), LOT):
-        yield from student.generate(
-            commands[start : start + LOT],
+    return sampling, sampling.pop("seed")
+
+
+def _texts(student: "Student", wanted: list[Wanted], ask: Ask, settings: Settings, done: int = 0) -> "Iterator[list[Generated]]":
+    """The texts behind the first `done` ones, lot by lot; each lot has random numbers of its own."""
+    sampling, seed = _sampling(ask, settings)
+    for start in range(done, len(wanted), LOT):
+        yield student.generate(
+            [one.command for one in wanted[start : start + LOT]],
             **sampling,
             seed=seed + start,
             guidance=ask.guidance,
             length_guidance=ask.length_guidance,
         )
+
+
+def _record(made: "Generated", recipe: str) -> cli_batch.Record:
+    asked = made.command
+    return {
+        "intent": asked.intent, "task": asked.task, "recipe": recipe, "length": asked.words, "quality": asked.quality,
+        "guidance": made.guidance, "text": made.text, "words": made.words,
+    }  # fmt: skip
 
 
 @dataclass
@@ -92,12 +167,7 @@ class _JsonLines:
     recipe: str
 
     def __call__(self, made: "Generated") -> None:
-        asked = made.command
-        record = {
-            "intent": asked.intent, "task": asked.task, "recipe": self.recipe, "length": asked.words, "quality": asked.quality,
-            "guidance": made.guidance, "text": made.text, "words": made.words,
-        }  # fmt: skip
-        print(to_json(record), file=self.file, flush=True)
+        print(to_json(_record(made, self.recipe)), file=self.file, flush=True)
 
 
 @dataclass
@@ -122,8 +192,22 @@ class _PlainLines:
         print(printable(made.text), file=self.file, flush=True)
 
 
-def student_folder(recipe: str, settings: Settings) -> Path:
-    """The folder of the student of a recipe that is in use (the newest where none was ever promoted), its files checked.
+def chosen_folder(ask: Ask, settings: Settings) -> Path:
+    """The folder of the student that is asked, or of its export.
+
+    Raises:
+        StudentError: There is none, or it is not of the engine that is asked for.
+    """
+    if ask.student is None:
+        return student_folder(ask.recipe, settings, ask.engine)
+    if ask.engine != "auto" and (ask.student / DESCRIPTION).exists() != (ask.engine == "export"):
+        raise StudentError(f"is no folder for --engine {ask.engine}", where=str(ask.student), remedy="leave --engine out")
+    return ask.student
+
+
+def student_folder(recipe: str, settings: Settings, engine: Engine = "auto") -> Path:
+    """The folder of the student of a recipe that is in use (the newest where none was ever promoted), or of its export where the
+    engine is that and there is one; its files checked.
 
     Raises:
         StudentError: There is none yet, its files are gone, or there is no such recipe.
@@ -146,36 +230,56 @@ def student_folder(recipe: str, settings: Settings) -> Path:
             where=str(workspace.folder),
             remedy=f"`udrl students promote {newest.version} --reason ...` puts the newest one into use",
         )
-    workspace.check_files(chosen.asset, chosen.version)
+    folder = engine_folder(workspace, chosen, engine)
     if newest and newest.version != chosen.version:
         told = f"{chosen.asset} {chosen.version} is in use; {newest.version} is newer, see `udrl students list`"
         click.secho(told, dim=True, err=True)
-    return workspace.version_folder(chosen.asset, chosen.version)
+    return folder
 
 
-def to_commands(ask: Ask, space: CommandSpace, settings: Settings) -> list[Command]:
-    """One command per usable idea; lines of a file that are not usable are told to stderr with their place."""
+def wanted_commands(ask: Ask, space: CommandSpace, settings: Settings) -> tuple[list[Wanted], list[SetAside]]:
+    """A command for each usable idea, and the rows of a file that are not usable.
+
+    Raises:
+        IntentsError: An idea that was typed is not usable.
+        StudentError: An option is not understood.
+    """
     default = ask.task or next((name for name in settings.tasks.names if name in space.tasks), space.tasks[0])
     _known_task(default, space)
-    commands = []
+    wanted, unused = [], []
     for idea in ask.ideas:
         if reason := problem(idea, settings.intents.max_words):
             raise IntentsError(f"{quoted(idea)} is no usable idea: {reason}", where="IDEA", remedy="say it in a few plain words")
-        commands.append(_command(clean(idea), default, ask, space))
-    candidates = read_source(ask.source, Path.cwd()) if ask.source else []
-    unused = 0
-    for candidate in candidates:
-        if reason := _reason(candidate, space, settings):
-            click.echo(f"not used  {candidate.where}: {reason}", err=True)
-            unused += 1
+        wanted.append(Wanted(_command(clean(idea), default, ask.length, ask.quality, space), ""))
+    _command("", default, ask.length, ask.quality, space)  # what was typed is at fault before any row is
+    for candidate in read_source(ask.source, Path.cwd()) if ask.source else ():
+        try:
+            if reason := _reason(candidate, space, settings):
+                raise StudentError(reason)
+            length, quality = _asked(candidate.words, ask.length), _asked(candidate.quality, ask.quality) or ask.quality
+            command = _command(clean(str(candidate.text)), str(candidate.task or default), length, quality, space)
+        except StudentError as error:
+            text = candidate.text if isinstance(candidate.text, str) else quoted(candidate.text)
+            unused.append(SetAside(candidate.where, error.what, text.encode("utf-8", "replace").decode("utf-8")))
         else:
-            commands.append(_command(clean(str(candidate.text)), str(candidate.task or default), ask, space))
+            wanted.append(Wanted(command, candidate.where))
+    return wanted, unused
+
+
+def _asked(value: object, otherwise: str | None) -> str | None:
+    """What a row asks in a column of its own, as it would be typed; what the command line says where it is empty."""
+    if value is None or value != value or value == "":  # NaN, in Parquet
+        return otherwise
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _tell_unused(ask: Ask, rows: int, unused: list[SetAside]) -> None:
+    for row in unused[:TOLD]:
+        click.echo(f"not used  {row.where}: {row.reason}", err=True)
+    file = cli_batch.write_unused(ask.output, [(row.where, row.reason, row.text) for row in unused]) if ask.output and ask.source else None
     if unused:
-        click.echo(f"{unused:,} of {len(candidates):,} lines of {printable(str(ask.source))} were not used", err=True)
-    if not commands:
-        where, remedy = (str(ask.source), "see above") if ask.source else ("udrl generate", 'udrl generate "lighthouse in a storm"')
-        raise IntentsError("there is no usable idea", where=where, remedy=remedy)
-    return commands
+        listed = f" ({file} lists them)" if file else ""
+        click.echo(f"{len(unused):,} of {rows - len(ask.ideas):,} lines of {printable(str(ask.source))} were not used{listed}", err=True)
 
 
 def _known_task(task: str, space: CommandSpace) -> None:
@@ -190,8 +294,8 @@ def _reason(candidate: Candidate, space: CommandSpace, settings: Settings) -> st
     return reason
 
 
-def _command(intent: str, task: str, ask: Ask, space: CommandSpace) -> Command:
-    return Command(task, intent, _words(ask.length, task, space), _quality(ask.quality, task, space))
+def _command(intent: str, task: str, length: str | None, quality: str, space: CommandSpace) -> Command:
+    return Command(task, intent, _words(length, task, space), _quality(quality, task, space))
 
 
 def _words(length: str | None, task: str, space: CommandSpace) -> int | None:
@@ -214,18 +318,3 @@ def _positive(text: str, where: str, remedy: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise StudentError(f"{text!r} is not understood", where=where, remedy=remedy)
     return int(text)
-
-
-@contextmanager
-def _lines_to(output: Path | None) -> Iterator[TextIO]:
-    if output is None:
-        yield sys.stdout
-        return
-    try:
-        with output.open("w", encoding="utf-8") as file:
-            yield file
-    except OSError as error:
-        translated = translate(error, output)
-        if isinstance(translated, UdrlError):
-            raise translated from error
-        raise UdrlError(f"cannot be written: {error.strerror}", where=str(output), remedy="name another --output") from error

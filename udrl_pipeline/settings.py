@@ -260,6 +260,21 @@ class EvaluationSettings(_Settings):
         return self.model_dump(include={"temperature", "top_p", "min_p", "repetition_penalty", "seed"})
 
 
+class ExportSettings(_Settings):
+    """The student made fast: `student_export/<recipe>`."""
+
+    weights: Literal["int8", "fp32"] = Field(
+        "int8", description="int8: a quarter of the size, and the fastest | fp32: as exact as transformers"
+    )
+    block: Literal[16, 32, 64, 128, 256] = Field(128, description="Weights that share a scale in int8; fewer are more exact, and larger")
+    parity_prompts: int = Field(
+        500, ge=1, description="Validation prompts whose greedy tokens must be those of transformers in fp32; all where there are fewer"
+    )
+    quality_texts: int = Field(300, ge=1, description="Validation texts on which int8 is compared with fp32; all where there are fewer")
+    max_reward_loss: float = Field(0.03, ge=0, description="Mean reward that int8 may lose against fp32 on the same prompts and draws")
+    max_length_change: Share = Field(0.05, description="Change of the mean length against fp32 on the same, as a share of it")
+
+
 class PromotionSettings(_Settings):
     """When a new student takes the place of the one in use: where the whole 95% interval of each measure, as a share of the mean
     of the one in use, lies above 1 - `margin`."""
@@ -344,6 +359,7 @@ class Settings(_Settings):
     student: StudentSettings = StudentSettings()
     rounds: RoundsSettings = RoundsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    export: ExportSettings = ExportSettings()
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     serve: ServeSettings = ServeSettings()

@@ -7,12 +7,14 @@ from udrl_pipeline import corpus, dataset, exploration, promotion
 from udrl_pipeline.evaluation import report
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student import training
+from udrl_pipeline.student import export, training
+from udrl_pipeline.student.engines import EXPORTS
 from udrl_pipeline.student.recipes import RECIPES
 
 Build = Callable[[Workspace], Version]
 
 _students = {training.asset_name(name): partial(training.build, recipe_name=name) for name in RECIPES}
+_exports = {EXPORTS + name: partial(export.build, recipe_name=name) for name in RECIPES}
 _of_the_dataset = [training.asset_name(recipe.name) for recipe in RECIPES.values() if recipe.data == dataset.ASSET]
 
 BUILDS: dict[str, Build] = {
@@ -23,7 +25,8 @@ BUILDS: dict[str, Build] = {
     exploration.ASSET: exploration.build,
     **_students,
     report.ASSET: report.build,
+    **_exports,
     promotion.ASSET: promotion.build,
 }
 #: What `udrl run` makes unless it is told otherwise.
-DEFAULT = (intents.ASSET, corpus.ASSET, dataset.ASSET, _of_the_dataset[0], report.ASSET, promotion.ASSET)
+DEFAULT = (intents.ASSET, corpus.ASSET, dataset.ASSET, _of_the_dataset[0], report.ASSET, next(iter(_exports)), promotion.ASSET)

@@ -60,6 +60,9 @@ class Candidate:
     split: object = None
     #: why the line could not even be taken apart; `text` is then the whole line
     fault: str | None = None
+    #: what `udrl generate` is asked for this one
+    words: object = None
+    quality: object = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import duckdb
@@ -15,7 +15,9 @@ from udrl_pipeline.intents import Candidate
 MAX_RECORD_LINES = 20
 #: And how many characters; without this limit, lines of a megabyte would each be read twenty times.
 MAX_RECORD_CHARACTERS = 100_000
-COLUMNS = ("intent", "task", "split")
+COLUMNS = ("intent", "task", "split", "words", "quality")
+#: Another name of the first column.
+IDEA = "idea"
 
 
 def read_source(path: Path, root: Path) -> list[Candidate]:
@@ -70,7 +72,7 @@ def _read_csv(path: Path, name: str) -> Iterator[Candidate]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     records = _records(_lines(path), delimiter)
     _, header = next(records)
-    columns = [header] if isinstance(header, str) else [column.strip().lower() for column in header]
+    columns = _intent_named([header] if isinstance(header, str) else [column.strip().lower() for column in header])
     if "intent" not in columns:
         raise IntentsError(
             f"has no column `intent` (columns: {_named(columns)})",
@@ -86,8 +88,7 @@ def _read_csv(path: Path, name: str) -> Iterator[Candidate]:
                 where, delimiter.join(fields), fault=f"{len(fields)} fields in {len(columns)} columns (quote a text that holds a comma)"
             )
         elif fields:
-            row = dict(zip(columns, fields, strict=False))
-            yield Candidate(where, row.get("intent"), _filled(row.get("task")), _filled(row.get("split")))
+            yield _candidate(where, dict(zip(columns, fields, strict=False)))
 
 
 def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
@@ -128,7 +129,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
             continue
         readable = True
         if isinstance(value, dict):
-            candidates.append(Candidate(f"{name}:{number}", value.get("intent"), _filled(value.get("task")), _filled(value.get("split"))))
+            candidates.append(_candidate(f"{name}:{number}", dict(zip(_intent_named(list(value)), value.values(), strict=True))))
         else:
             candidates.append(Candidate(f"{name}:{number}", line, fault="no JSON object"))
     if candidates and not readable:
@@ -139,7 +140,7 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Candidate]:
 def _read_parquet(path: Path, name: str) -> Iterator[Candidate]:
     try:
         relation = duckdb.connect().read_parquet(str(path))
-        named = {column.lower(): column for column in relation.columns}
+        named = dict(zip(_intent_named([column.lower() for column in relation.columns]), relation.columns, strict=True))
         chosen = [column for column in COLUMNS if column in named]
         rows = relation.select(*(duckdb.ColumnExpression(named[column]) for column in chosen)).fetchall() if "intent" in named else []
     except (duckdb.Error, RuntimeError, ValueError) as error:  # the latter two from text that is not UTF-8
@@ -149,8 +150,17 @@ def _read_parquet(path: Path, name: str) -> Iterator[Candidate]:
     if "intent" not in named:
         raise IntentsError(f"has no column `intent` (columns: {_named(relation.columns)})", where=str(path), remedy="rename one")
     for number, row in enumerate(rows, 1):
-        values = dict(zip(chosen, row, strict=True))
-        yield Candidate(f"{name}:{number}", values["intent"], _filled(values.get("task")), _filled(values.get("split")))
+        yield _candidate(f"{name}:{number}", dict(zip(chosen, row, strict=True)))
+
+
+def _intent_named(columns: list[str]) -> list[str]:
+    """The columns, of which one called `idea` is the intent, where none has that name."""
+    return columns if "intent" in columns else ["intent" if column == IDEA else column for column in columns]
+
+
+def _candidate(where: str, row: Mapping[str, object]) -> Candidate:
+    task, split, words, quality = (_filled(row.get(column)) for column in COLUMNS[1:])
+    return Candidate(where, row.get("intent"), task, split, words=words, quality=quality)
 
 
 def _named(columns: list[str]) -> str:

