@@ -88,7 +88,8 @@ class Library:
 
     def build(self, asset: str, parents: list[str], work: dict[str, float]) -> Callable[..., Version]:
         def build(workspace: Workspace, *_: str) -> Version:
-            params = {"content": self.content.get(asset, ""), "seed": workspace.settings.student.seed if asset.startswith("student") else 0}
+            seed = workspace.settings.student.seed if asset.startswith("student/") else 0
+            params = {"content": self.content.get(asset, ""), "seed": seed}
             found = workspace.parents(*parents)
             code = code_version(SOURCES[asset.split("/")[0]])
             fingerprint = workspace.fingerprint(asset, code, params, found)
