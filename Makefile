@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof browser torture operations load ui lint types format recorded example images vllm dvc clean setup
+.PHONY: help run test proof browser torture operations load bench-latency ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ export DAGSTER_HOME := $(CURDIR)
 export UDRL_PAGES_URL ?= http://localhost:3001
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: $(READY) ## teacher corpus -> dataset -> student -> report (ARGS="--preset paper" and the like)
 	@$(BIN)/udrl run $(ARGS)
@@ -44,6 +44,9 @@ operations: $(READY) ## twenty cancelled and killed runs of a real deployment, a
 
 load: $(READY) ## `udrl serve` under 200 clients for five minutes, killed and ended under load (ARGS="--seconds 30" is a short one)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/serving.py $(ARGS)
+
+bench-latency: $(READY) ## student, export, teacher and 7B and 8B architectures beside each other, after `make run` (half an hour, 20 GB of memory)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/latency.py $(ARGS)
 
 ui: $(READY) ## Dagster on http://localhost:3000; the reports and the ledger that it links to on port 3001
 	@$(BIN)/udrl pages --port 3001 & pages=$$!; trap "kill $$pages" EXIT; $(BIN)/dagster dev -m assets.definitions --port 3000

@@ -105,8 +105,8 @@ def _export(workspace: Workspace, version: Version, recipe: Recipe, scratch: Pat
         _describe(scratch / "result", {"exported": False, "reason": reason})
         return {"exported": False, "reason": reason}, [_expected(0, passed=False, first=[reason])]
     began = time.monotonic()
-    exact = _written(student, folder, scratch / "exact", None)
-    small = _written(student, folder, scratch / "result", settings.export.block) if settings.export.weights == "int8" else None
+    exact = write_export(student, folder, scratch / "exact", None)
+    small = write_export(student, folder, scratch / "result", settings.export.block) if settings.export.weights == "int8" else None
     if small is None:
         shutil.copytree(scratch / "exact", scratch / "result", dirs_exist_ok=True)
     converted = time.monotonic()
@@ -141,8 +141,12 @@ def _expected(number: int, *, passed: bool, **observed: Any) -> Expected:
     return Expected(name, passed, blocking, observed, description)
 
 
-def _written(student: Student, folder: Path, target: Path, block: int | None) -> FastStudent:
-    """The student's export in a folder, and loaded from there."""
+def write_export(student: Student, folder: Path, target: Path, block: int | None) -> FastStudent:
+    """Export a student, whose own files are in `folder`, to `target`.
+
+    Args:
+        block: How many weights share a scale in int8; None keeps fp32.
+    """
     target.mkdir(parents=True, exist_ok=True)
     config = student.model.config
     for name in TAKEN:
