@@ -67,7 +67,7 @@ def transformers_engine(folder: Path, precise: bool) -> tuple[Write, float]:
 
 def exported(folder: Path, block: int | None) -> tuple[Write, float]:
     with tempfile.TemporaryDirectory() as target:
-        student = export._written(Student.load(folder, precise=True), folder, Path(target), block)
+        student = export.write_export(Student.load(folder, precise=True), folder, Path(target), block)
         return of_student(student), (Path(target) / MODEL).stat().st_size / 1e6
 
 
@@ -77,7 +77,7 @@ def per_tensor(folder: Path) -> tuple[Write, float]:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as target:
-        student: FastStudent = export._written(Student.load(folder, precise=True), folder, Path(target), None)
+        student: FastStudent = export.write_export(Student.load(folder, precise=True), folder, Path(target), None)
         file = Path(target) / "dynamic.onnx"
         options = {"DefaultTensorType": 1}
         quantize_dynamic(Path(target) / MODEL, file, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"],
