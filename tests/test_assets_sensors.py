@@ -88,7 +88,7 @@ def test_ideas_that_are_known_already_start_nothing(sensor: Sensor, settings: Se
 
 def test_a_bad_file_is_one_run_whose_check_names_file_line_and_reason(sensor: Sensor, settings: Settings) -> None:
     sensor.drop("good.csv", "intent\nred kite over the moor\n\x07\n")
-    sensor.drop("bad.csv", "idea\nblue heron\n")
+    sensor.drop("bad.csv", "thought\nblue heron\n")
     sensor.drop("broken.parquet", "no parquet")
     assert sensor.ticks(2)[1] == "new or changed: bad.csv, broken.parquet, good.csv"
     result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
@@ -99,7 +99,7 @@ def test_a_bad_file_is_one_run_whose_check_names_file_line_and_reason(sensor: Se
     checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
     told = str(checks["lines_are_usable"].description)
     assert not checks["lines_are_usable"].passed
-    assert "intents/bad.csv:1: the file has no column `intent` (columns: idea)" in told
+    assert "intents/bad.csv:1: the file has no column `intent` (columns: thought)" in told
     assert "intents/broken.parquet: the file is no readable Parquet file" in told
     assert "intents/good.csv:3: control characters" in told
     kept = [intent.key for intent in asset.read_intents(Workspace(settings), Workspace(settings).parents("intents")["intents"])]
@@ -108,7 +108,7 @@ def test_a_bad_file_is_one_run_whose_check_names_file_line_and_reason(sensor: Se
 
 
 def test_a_named_source_that_cannot_be_read_is_one_run_that_tells_why_and_no_loop(sensor: Sensor) -> None:
-    (sensor.params.parent / "own.csv").write_text("idea\nblue heron\n", encoding="utf-8")
+    (sensor.params.parent / "own.csv").write_text("thought\nblue heron\n", encoding="utf-8")
     sensor.overrides = {"intents.sources": ["own.csv"]}
     assert sensor.ticks(4)[1:] == ["new or changed: own.csv", "no new or changed file", "no new or changed file"]
 

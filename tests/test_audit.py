@@ -115,7 +115,7 @@ def test_a_new_line_is_news_and_a_broken_file_is_the_error_that_a_run_would_meet
     intents.build(Workspace(settings))
     file.write_text("intent\nred kite over the moor\nblue heron at dusk\n", encoding="utf-8")
     assert pending(Workspace(settings), BUILDS) == News("intents", "its input has changed")
-    file.write_text("idea\nred kite over the moor\n", encoding="utf-8")
+    file.write_text("thought\nred kite over the moor\n", encoding="utf-8")
     with pytest.raises(IntentsError, match="no column `intent`"):
         pending(Workspace(settings), BUILDS)
 

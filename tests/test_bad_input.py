@@ -162,7 +162,7 @@ CASES: dict[str, tuple[Harm, type[UdrlError], str, str]] = {
     "the folder of tasks: missing": (set_to(tasks__folder="nowhere"), TaskError, "nowhere", "no such folder"),
     "an intents file: missing": (with_file("ideas.csv", None), IntentsError, "ideas.csv", "no such file or folder"),
     "an intents file: empty": (with_file("ideas.csv", ""), IntentsError, "ideas.csv:1", "has no column `intent`"),
-    "an intents file: another column": (with_file("ideas.csv", "idea\nfox\n"), IntentsError, "ideas.csv:1", "has no column `intent`"),
+    "an intents file: another column": (with_file("ideas.csv", "thought\nfox\n"), IntentsError, "ideas.csv:1", "has no column `intent`"),
     "an intents file: UTF-16": (with_file("ideas.csv", "intent\nfox\n".encode("utf-16")), IntentsError, "ideas.csv", "is UTF-16"),
     "an intents file: no line is good": (
         with_file("ideas.csv", "intent\n\x07\n"),

@@ -128,10 +128,10 @@ def test_the_real_command_makes_an_asset_and_prints_one_line(params: Path) -> No
 
 
 def test_the_real_command_tells_what_is_wrong_with_an_intents_file(params: Path) -> None:
-    (params.parent / "ideas.csv").write_text("idea\nred kite\n", encoding="utf-8")
+    (params.parent / "ideas.csv").write_text("thought\nred kite\n", encoding="utf-8")
     done = real_udrl(params.parent, "run", "--select", "intents", "--set", "intents.sources=[ideas.csv]")
     assert done.returncode == 2, done.stderr
-    assert "ideas.csv:1: has no column `intent` (columns: idea)" in done.stderr
+    assert "ideas.csv:1: has no column `intent` (columns: thought)" in done.stderr
     assert "-> name the column" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""

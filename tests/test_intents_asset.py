@@ -112,13 +112,13 @@ def test_the_folder_beside_params_yaml_is_read_and_a_file_in_it_that_cannot_be_r
     folder = params.parent / "intents"
     folder.mkdir()
     before = asset.build(Workspace(load()))
-    for name, content in {"good.csv": "intent\nred kite\n", "bad.csv": "idea\nblue heron\n", "notes.txt": "hello"}.items():
+    for name, content in {"good.csv": "intent\nred kite\n", "bad.csv": "thought\nblue heron\n", "notes.txt": "hello"}.items():
         (folder / name).write_text(content, encoding="utf-8")
     workspace = Workspace(load())
     made = asset.build(workspace)
     assert made.rows == before.rows + 1
     assert quarantine(workspace) == [
-        ("intents/bad.csv:1", "the file has no column `intent` (columns: idea)", "''"),
+        ("intents/bad.csv:1", "the file has no column `intent` (columns: thought)", "''"),
         ("intents/notes.txt", "the file is no intents file (.txt)", "''"),
     ]
     [usable] = [e for e in workspace.expectations("intents", made.version) if e.name == "lines_are_usable"]

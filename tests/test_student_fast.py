@@ -20,7 +20,7 @@ from udrl_pipeline.student import graph
 from udrl_pipeline.student.decoding import Decoding, Governor
 from udrl_pipeline.student.drawing import Drawing
 from udrl_pipeline.student.engines import load_student
-from udrl_pipeline.student.export import _written
+from udrl_pipeline.student.export import write_export
 from udrl_pipeline.student.fast import MODEL, FastStudent
 from udrl_pipeline.student.generation import Batch, Generated, Sampling, Student
 from udrl_pipeline.student.initialise import initialise
@@ -79,7 +79,7 @@ def slow(folders: dict[str, Path]) -> dict[str, Student]:
 def exports(folders: dict[str, Path], slow: dict[str, Student], tmp_path_factory: pytest.TempPathFactory) -> dict[Any, FastStudent]:
     """By architecture and block (None: fp32)."""
     return {
-        (kind, block): _written(slow[kind], folders[kind], tmp_path_factory.mktemp("export"), block)
+        (kind, block): write_export(slow[kind], folders[kind], tmp_path_factory.mktemp("export"), block)
         for kind in KINDS
         for block in (None, 16)
     }
@@ -231,7 +231,7 @@ def test_a_folder_says_itself_which_engine_it_is_for(folders: dict[str, Path], e
 
 def _copied(student: FastStudent, folder: Path, target: Path) -> Path:
     """An export's folder anew."""
-    _written(Student.load(folder, precise=True), folder, target, 16)
+    write_export(Student.load(folder, precise=True), folder, target, 16)
     assert json.loads((target / "export.json").read_text()) == student.description
     return target
 
@@ -252,5 +252,5 @@ def test_an_idea_without_room_for_an_answer_is_a_typed_error(exports: dict[Any, 
 
 def test_the_same_student_gives_the_same_bytes(folders: dict[str, Path], tmp_path: Path, load: Callable[..., Settings]) -> None:
     for name in ("one", "two"):
-        _written(Student.load(folders["llama"], precise=True), folders["llama"], tmp_path / name, 16)
+        write_export(Student.load(folders["llama"], precise=True), folders["llama"], tmp_path / name, 16)
     assert (tmp_path / "one" / MODEL).read_bytes() == (tmp_path / "two" / MODEL).read_bytes()

@@ -32,7 +32,7 @@ class SamplingParams(types.SimpleNamespace):
 
 class LLM:
     def __init__(self, model, seed, max_model_len, **options):
-        assert options == {"dtype": "bfloat16", "enforce_eager": True, "disable_log_stats": True}, options
+        assert options == {"dtype": "bfloat16", "enforce_eager": True, "disable_log_stats": True, "block_size": 32}, options
         if model.endswith("broken"):
             raise ValueError("no such architecture")
         self.worker = subprocess.Popen(["sleep", "600"])
@@ -80,8 +80,10 @@ while True:
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's child imports the stand-in instead of vLLM."""
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "vllm.py").write_text(STAND_IN, encoding="utf-8")
+    package = tmp_path / "modules" / "vllm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(STAND_IN, encoding="utf-8")
+    (package / "platforms.py").write_text("import types\ncurrent_platform = types.SimpleNamespace(is_cpu=lambda: True)\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{REPOSITORY}")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0" if name.startswith("vllm") else "?")
 
