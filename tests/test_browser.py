@@ -169,8 +169,8 @@ def site(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
 
 def test_the_asset_graph_reads_from_left_to_right(site: Site) -> None:
     site.open(f"/asset-groups?expanded={','.join(f'global@global:{group}' for group in GROUPS)}", "evaluation_report")
-    across = [site.page.get_by_text(name, exact=True).last.bounding_box()["x"] for name in ("intents", "labeled_dataset", "udrl")]
-    across.append(site.page.get_by_text("evaluation_report", exact=True).last.bounding_box()["x"])
+    names = ("intents", "labeled_dataset", "explored_rows", "evaluation_report")
+    across = [site.page.get_by_text(name, exact=True).last.bounding_box()["x"] for name in names]
     assert across == sorted(across)
     assert across[0] + 100 < across[-1]
 
