@@ -26,7 +26,7 @@ def student_export(recipe: Recipe) -> dg.AssetsDefinition:
         key=key,
         description=story("student_export"),
         kinds={"onnx", "huggingface"},
-        group_name="students",
+        group_name="students_exported",
         owners=OWNERS,
         code_version=code_version(export.SOURCES),
         deps=[dg.AssetKey(asset_name(recipe.name).split("/"))],
