@@ -80,6 +80,16 @@ def test_a_row_leads_to_the_students_that_read_it_and_those_that_go_on_from_them
     assert found.rows == 1
 
 
+def test_an_export_is_told_as_what_its_student_is(workspace: Workspace) -> None:
+    put(workspace, "student_export/udrl", "e2", {"student/udrl": "s2"}, {})
+    put(workspace, "student_export/sft", "x2", {"student/sft": "f2"}, {})
+    found = impact_of_row(workspace, first_rows(workspace).row_key.iloc[0])
+    assert [(touched.version.version, touched.how, touched.learned) for touched in found.touched][-2:] == [
+        ("e2", "the export of student/udrl s2: goes on from student/udrl s1, which was trained on them", True),
+        ("x2", "the export of student/sft f2: not trained on them", False),
+    ]
+
+
 def test_a_row_that_was_set_aside_reached_no_student(workspace: Workspace) -> None:
     one, _ = corpora(workspace)
     rows = corpus.read_rows(workspace, one)

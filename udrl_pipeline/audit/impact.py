@@ -12,6 +12,7 @@ from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
 from udrl_pipeline.store.tombstones import subject_of
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.engines import EXPORTS
 from udrl_pipeline.student.training import SEEN, STUDENTS
 
 REPORT = "evaluation_report"
@@ -132,6 +133,10 @@ def touched_by(workspace: Workspace, book: Book, keys: Sequence[str], holding: M
 
 
 def _touched(workspace: Workspace, book: Book, version: Version, times: Mapping[Key, int]) -> Touched:
+    if version.asset.startswith(EXPORTS):
+        [student] = book.parents(version)
+        of_student = _touched(workspace, book, student, times)
+        return Touched(version, f"the export of {student.asset} {student.version}: {of_student.how}", of_student.learned)
     if not version.asset.startswith(STUDENTS):
         return Touched(version, "made from a version that holds them")
     if own := times.get((version.asset, version.version)):
