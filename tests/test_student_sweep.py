@@ -63,6 +63,17 @@ def test_the_guidance_with_the_highest_reward_and_then_the_quality_is_chosen(cho
     assert found["image"]["teacher_spread"] == 0.5
 
 
+@pytest.mark.parametrize(("strongest", "chosen"), [([0.6, 0.5, 0.3], 3.0), ([0.46, 0.45, 0.44], 2.0)], ids=["as good as equal", "worse"])
+def test_of_guidances_within_one_standard_error_the_strongest_is_chosen(
+    strongest: list[float], chosen: float, choose: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earned = {1.0: [0.3, 0.3, 0.3], 2.0: [0.5, 0.5, 0.5], 3.0: strongest}
+    monkeypatch.setattr(Scores, "relevance", lambda self, intents, texts: np.array(earned[float(texts[0].split()[1])]))
+    space, found = choose(lambda quality, weight: 0.0, lambda weight: 0.5)
+    assert space.guidance == {"image": chosen, "search": chosen}
+    assert found["image"]["guidance"]["2"]["reward"] > found["image"]["guidance"]["3"]["reward"] > found["image"]["guidance"]["1"]["reward"]
+
+
 def test_a_guidance_that_makes_the_texts_alike_is_not_chosen(choose: Callable[..., Any]) -> None:
     space, found = choose(lambda quality, weight: 0.1 * weight, lambda weight: 0.5 if weight < 3 else 0.4)
     assert space.guidance == {"image": 2.0, "search": 2.0}

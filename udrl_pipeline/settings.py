@@ -191,6 +191,9 @@ class StudentSettings(_Settings):
     warm_epochs: float = Field(1.0, gt=0, description="Passes of a run that starts from the previous student")
     max_steps: int = Field(0, ge=0, description="Upper limit of optimiser steps; 0 for none")
     batch_rows: int = Field(32, ge=1, description="Rows per optimiser step")
+    optimiser: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw | muon: for weight matrices, the rest by AdamW; learns faster where the start is scratch"
+    )
     learning_rate: float = Field(8e-4, gt=0, description="Highest learning rate, reached after the warm-up")
     warmup: Share = Field(0.05, description="Share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0)

@@ -4,6 +4,7 @@ Shipping the highest command is wrong where results fall above what the data hol
 only after this choice.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +19,28 @@ from udrl_pipeline.student.generation import Student
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What one command achieved: the mean reward, and the spread (mean cosine distance of two texts)."""
+    """What one command achieved: the reward of each text, and the spread (mean cosine distance of two texts)."""
 
-    reward: float
+    rewards: Any  # [texts]
     spread: float
+
+    @property
+    def reward(self) -> float:
+        return round(float(self.rewards.mean()), 4)
+
+    def falls_behind(self, other: "Tried") -> bool:
+        """Whether it earns less than another on the same intents, by more than one standard error of the paired difference."""
+        less = other.rewards - self.rewards
+        return bool(less.mean() > less.std(ddof=1) / math.sqrt(len(less))) if len(less) > 1 else bool(less.mean() > 0)
 
 
 def choose_best(student: Student, validation: pd.DataFrame, settings: Settings) -> tuple[CommandSpace, dict[str, Any]]:
     """Choose guidance, then quality, per task.
 
-    The guidance is the one with the highest mean reward at the highest quality whose texts spread at least
-    `evaluation.min_diversity` times as far as the teacher's on the same intents; 1 if there is none. With it the quality with
-    the highest mean reward is `best`.
+    A guidance counts if its texts at the highest quality spread at least `evaluation.min_diversity` times as far as the teacher's
+    on the same intents (1, if none does). Of these the strongest is taken whose mean reward is within one standard error of the
+    highest (the one-standard-error rule: Hastie et al., The Elements of Statistical Learning, section 7.10): where rewards are as good
+    as equal, the stronger one parts the commands further. With it the quality with the highest mean reward is `best`.
 
     Returns:
         The command space with `best` and `guidance`, and {task: {guidance: {weight: {reward, spread}}, quality: {level: ...},
@@ -47,7 +58,8 @@ def choose_best(student: Student, validation: pd.DataFrame, settings: Settings) 
         highest = space.quality_bins
         pressed = {w: _try(student, task, intents, highest, w, scorer, settings) for w in settings.evaluation.guidance}
         diverse = {w: t for w, t in pressed.items() if t.spread >= settings.evaluation.min_diversity * teacher_spread}
-        guidance[task] = max(diverse, key=lambda w: diverse[w].reward, default=1.0)
+        leader = max(diverse.values(), key=lambda tried: tried.reward, default=None)
+        guidance[task] = max((w for w, tried in diverse.items() if leader and not tried.falls_behind(leader)), default=1.0)
         levels = {q: _try(student, task, intents, q, guidance[task], scorer, settings) for q in range(1, highest)}
         levels[highest] = pressed.get(guidance[task]) or _try(student, task, intents, highest, 1.0, scorer, settings)
         best[task] = max(levels, key=lambda q: levels[q].reward)
@@ -64,7 +76,7 @@ def _try(student: Student, task: str, intents: list[str], quality: int, weight: 
     generated = student.generate(commands, guidance=weight, **settings.evaluation.sampling)
     texts = [made.text for made in generated]
     rows = pd.DataFrame({"intent": intents, "text": texts, "relevance": scorer.relevance(intents, texts)})
-    return Tried(round(float(label(rows, settings.rewards).reward.mean()), 4), _spread(scorer.embed(texts)))
+    return Tried(label(rows, settings.rewards).reward.to_numpy(dtype=float), _spread(scorer.embed(texts)))
 
 
 def _spread(vectors: Any) -> float:

@@ -27,6 +27,7 @@ from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import recorded
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.initialise import Start, from_folder, initialise
+from udrl_pipeline.student.optimiser import muon
 from udrl_pipeline.student.recipes import RECIPES, Recipe
 from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, encode, training_order
 from udrl_pipeline.student.sweep import choose_best
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = (
     "commands.py", "student/training.py", "student/sequences.py", "student/initialise.py", "student/vocabulary.py",
-    "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py", "student/recorded.py",
+    "student/optimiser.py", "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py", "student/recorded.py",
 )  # fmt: skip
 #: How the names of the assets begin that are students.
 STUDENTS = "student/"
@@ -275,6 +276,12 @@ def run_trainer(
     class InOrder(Trainer):
         def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
             return SequentialSampler(sequences)
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            if options.optimiser == "muon":
+                self.optimizer: Any = muon(model or self.model, options.learning_rate, options.weight_decay)
+                return self.optimizer
+            return super().create_optimizer(model)
 
     class Keep(TrainerCallback):
         """Takes a checkpoint over once it is whole, and drops the one before: a kill in the middle of one costs that one alone."""
