@@ -18,6 +18,7 @@ from assets.teacher_corpus import teacher_corpus
 from udrl_pipeline.evaluation import report
 from udrl_pipeline.evaluation.figures import MEAN
 from udrl_pipeline.pages import page_of
+from udrl_pipeline.student.recipes import USUAL
 from udrl_pipeline.versioning import code_version
 
 
@@ -35,7 +36,7 @@ def newest() -> dict[str, Any]:
     metadata=newest(),
     deps=[teacher_corpus, labeled_dataset, *students],
     output_required=False,
-    automation_condition=on_new_data(not_needed=dg.AssetSelection.assets(*students[1:])),
+    automation_condition=on_new_data(not_needed=dg.AssetSelection.assets(*students[len(USUAL) :])),
     freshness_policy=LOOKED_AT,
     pool=COMPUTE,
 )

@@ -16,11 +16,11 @@ from assets.teacher_corpus import teacher_corpus
 from udrl_pipeline import dataset, policy, steps
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student.recipes import RECIPES
+from udrl_pipeline.student.recipes import RECIPES, USUAL
 
 DATA = [intents, teacher_corpus, labeled_dataset]
 #: What `udrl run` makes unless it is told otherwise. The report also shows the other students that exist.
-DEFAULT = [*DATA, students[0], evaluation_report, student_exports[0], promotion]
+DEFAULT = [*DATA, *students[: len(USUAL)], evaluation_report, student_exports[0], promotion]
 #: The same, as what the library does for each.
 BUILDS: list[Callable[[Workspace], Version]] = [steps.BUILDS[name] for name in steps.DEFAULT]
 
@@ -38,7 +38,7 @@ retrain_only = dg.define_asset_job(
         if recipe.data == dataset.ASSET
     ],
     description="Train on the dataset that is there, and export; `recipes` in the launchpad says which students",
-    config={"resources": {"store": {"config": {"recipes": [next(iter(RECIPES))]}}}},
+    config={"resources": {"store": {"config": {"recipes": list(USUAL)}}}},
 )
 evaluate_only = dg.define_asset_job(
     "evaluate_only", [evaluation_report, promotion], description="Evaluate the students that are there, and decide which are in use"

@@ -13,7 +13,7 @@ from assets.results import Results, results
 from assets.store import COMPUTE, OWNERS, Store
 from assets.stories import story
 from udrl_pipeline.student import training
-from udrl_pipeline.student.recipes import RECIPES, Recipe
+from udrl_pipeline.student.recipes import RECIPES, USUAL, Recipe
 from udrl_pipeline.versioning import code_version
 
 
@@ -29,8 +29,8 @@ def student(recipe: Recipe) -> dg.AssetsDefinition:
         code_version=code_version(training.SOURCES),
         deps=[dg.AssetKey(recipe.data)],
         output_required=False,
-        automation_condition=on_new_data() if recipe.name == next(iter(RECIPES)) else None,
-        freshness_policy=LOOKED_AT if recipe.name == next(iter(RECIPES)) else None,
+        automation_condition=on_new_data() if recipe.name in USUAL else None,
+        freshness_policy=LOOKED_AT if recipe.name in USUAL else None,
         pool=COMPUTE,
     )
     def train(context: dg.AssetExecutionContext, store: Store) -> Results:

@@ -26,7 +26,9 @@ from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import code_version, content_hash
 
 REPOSITORY = Path(__file__).parent.parent
-DEFAULT = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "student_export/udrl", "promotion"]
+DEFAULT = [
+    "intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student/sft", "evaluation_report", "student_export/udrl", "promotion",
+]  # fmt: skip
 LOSSES = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}, {"step": 2, "validation_loss": 2.6}]
 INTERVAL = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 3}
 METRICS = {
@@ -170,12 +172,12 @@ def test_the_report_is_copied_to_where_people_look_for_it(library: Library, proj
 def test_a_changed_setting_makes_what_depends_on_it_and_nothing_else(library: Library, project: Path) -> None:
     materialise(Wish())
     changed = by_asset(materialise(Wish(overrides={"student.seed": 12})), "changed")
-    assert [name for name in DEFAULT if changed[name]] == ["student/udrl", "evaluation_report", "student_export/udrl"]
+    assert [name for name in DEFAULT if changed[name]] == ["student/udrl", "student/sft", "evaluation_report", "student_export/udrl"]
 
 
 def test_other_students_are_made_on_request(library: Library, project: Path) -> None:
     materialise(Wish())
-    assert list(by_asset(materialise(Wish(select=["student/sft"])), "version")) == ["student/sft"]
+    assert list(by_asset(materialise(Wish(select=["student/sft-top"])), "version")) == ["student/sft-top"]
     assert set(by_asset(materialise(Wish(select=["all"])), "version")) == {
         *DEFAULT, "explored_rows", *(f"{kind}/{name}" for kind in ("student", "student_export") for name in RECIPES),
     }  # fmt: skip

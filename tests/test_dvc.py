@@ -40,6 +40,7 @@ echo '[{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]' | tee "$5/$3/loss.tr
         ("teacher_corpus", corpus.SOURCES),
         ("labeled_dataset", dataset.SOURCES),
         ("student", training.SOURCES),
+        ("student_sft", training.SOURCES),
         ("student_export", export.SOURCES),
         ("evaluation_report", report.SOURCES),
     ],
@@ -100,13 +101,15 @@ def ran(tree: Path) -> list[str]:
 
 def test_repro_runs_what_changed_and_nothing_else(tree: Path) -> None:
     dvc(tree, "repro")
-    assert ran(tree) == ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student_export/udrl", "evaluation_report"]
+    assert ran(tree) == [
+        "intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student/sft", "student_export/udrl", "evaluation_report",
+    ]  # fmt: skip
     dvc(tree, "repro")
     assert ran(tree) == []
     params = (tree / "params.yaml").read_text(encoding="utf-8")
     (tree / "params.yaml").write_text(params.replace("  seed: 11", "  seed: 12"), encoding="utf-8")
     dvc(tree, "repro")
-    assert ran(tree) == ["student/udrl", "student_export/udrl", "evaluation_report"]
+    assert ran(tree) == ["student/udrl", "student/sft", "student_export/udrl", "evaluation_report"]
     metrics = json.loads(dvc(tree, "metrics", "show", "--json"))[""]["data"]
     assert metrics["artifacts/current/evaluation_report/metrics.json"]["data"] == {"relevance": {"udrl": 0.12}}
     plots = json.loads(dvc(tree, "plots", "show", "--json"))["data"]

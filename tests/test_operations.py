@@ -16,7 +16,7 @@ from benchmarks.operations.deployment import Deployment, Endpoint, wait
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Workspace
 
-DEFAULT = {"intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "promotion"}
+DEFAULT = {"intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student/sft", "evaluation_report", "promotion"}
 
 
 def workspace_of(deployment: Deployment) -> Workspace:

@@ -9,7 +9,7 @@ from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import export, training
 from udrl_pipeline.student.engines import EXPORTS
-from udrl_pipeline.student.recipes import RECIPES
+from udrl_pipeline.student.recipes import RECIPES, USUAL
 
 Build = Callable[[Workspace], Version]
 
@@ -29,4 +29,6 @@ BUILDS: dict[str, Build] = {
     promotion.ASSET: promotion.build,
 }
 #: What `udrl run` makes unless it is told otherwise.
-DEFAULT = (intents.ASSET, corpus.ASSET, dataset.ASSET, _of_the_dataset[0], report.ASSET, next(iter(_exports)), promotion.ASSET)
+DEFAULT = (
+    intents.ASSET, corpus.ASSET, dataset.ASSET, *map(training.asset_name, USUAL), report.ASSET, EXPORTS + USUAL[0], promotion.ASSET,
+)  # fmt: skip

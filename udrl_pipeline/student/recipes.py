@@ -55,3 +55,5 @@ RECIPES = {
         Recipe("udrl-rounds", "Upside-down RL, continued on what the student before wrote itself", commanded=True, data=exploration.ASSET),
     )
 }
+#: What the default run trains: the method, and what it has to beat. The first is the one that is exported and promoted.
+USUAL = ("udrl", "sft")
