@@ -25,6 +25,7 @@ from udrl_pipeline.student.engines import DESCRIPTION
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import code_version, content_hash
 
+pytestmark = pytest.mark.usefixtures("kept_open")
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "student_export/udrl", "promotion"]
 LOSSES = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}, {"step": 2, "validation_loss": 2.6}]
