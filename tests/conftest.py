@@ -123,6 +123,17 @@ def idea_of(request: Request) -> str:
     return request.messages[-1]["content"].split("\n")[0].removeprefix("Idea: ")
 
 
+#: A server that hangs fails its test within a minute. The thread ends the process: event loops and pools of threads wait on after the
+#: exception of a signal.
+SERVERS = ("app", "batching", "completions", "hostile", "reload", "server")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_serving_") in SERVERS and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(50, method="thread"))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (settings_module.PARAMS_ENV, settings_module.PRESET_ENV, "UDRL_TEACHER_API_KEY", "DAGSTER_HOME", PAGES_ENV, *SWITCHES):
