@@ -28,7 +28,7 @@ run: $(READY) ## teacher corpus -> dataset -> student -> report (ARGS="--preset 
 	@$(BIN)/udrl run $(ARGS)
 
 test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
-	@$(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 8 minutes)
 	@$(BIN)/pytest -q -m slow --ignore tests/test_browser.py --ignore tests/test_serving_browser.py $(ARGS)

@@ -128,7 +128,12 @@ def idea_of(request: Request) -> str:
 SERVERS = ("app", "batching", "completions", "hostile", "reload", "server")
 
 
+#: Files that take the longest come first, so that no process of the suite is left alone with one of them at the end.
+LONGEST = ("assets_run", "torture", "student_training", "exploration", "evaluation_report", "vllm_engine", "incremental", "dvc")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
     for item in items:
         if item.path.stem.removeprefix("test_serving_") in SERVERS and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(50, method="thread"))

@@ -19,8 +19,6 @@ from udrl_pipeline.settings import load as load_settings
 from udrl_pipeline.store.workspace import Expected, Workspace
 from udrl_pipeline.versioning import files_sha256
 
-pytestmark = pytest.mark.usefixtures("kept_open")
-
 
 @pytest.fixture
 def made(load: Callable[..., Settings], teacher: FakeEngine, tmp_path: Path) -> Workspace:
