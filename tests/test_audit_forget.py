@@ -29,8 +29,6 @@ from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student.training import SEEN, has_learned_forgotten
 from udrl_pipeline.versioning import content_hash, file_sha256
 
-pytestmark = pytest.mark.usefixtures("kept_open")
-
 IDEA = "zeppelin over the harbour of Genoa"
 
 

@@ -25,8 +25,6 @@ from udrl_pipeline.student.initialise import initialise
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import content_hash, unit_draw
 
-pytestmark = pytest.mark.usefixtures("kept_open")
-
 #: Small in every respect, with a teacher from a folder and a comparator that is not there.
 OVERRIDES: dict[str, object] = {
     "intents.builtin": 40,

@@ -19,8 +19,6 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import recorded, training
 
-pytestmark = pytest.mark.usefixtures("kept_open")
-
 FROM_RECORDED = {**TINY, "student.init_from": "recorded", "intents.builtin": 30}
 
 
