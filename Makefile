@@ -28,7 +28,7 @@ run: $(READY) ## teacher corpus -> dataset -> student -> report (ARGS="--preset 
 	@$(BIN)/udrl run $(ARGS)
 
 test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
-	@$(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 8 minutes)
 	@$(BIN)/pytest -q -m slow --ignore tests/test_browser.py --ignore tests/test_serving_browser.py $(ARGS)
@@ -36,7 +36,7 @@ proof: $(READY) ## kills, reruns and new intents at full size with the real mode
 browser: $(READY) ## the page of `udrl serve` and a day in the Dagster UI with a real Chromium, which also takes the pictures of docs/images (some minutes)
 	@UDRL_IMAGES=docs/images $(BIN)/pytest -q -m slow tests/test_browser.py tests/test_serving_browser.py $(ARGS)
 
-torture: $(READY) ## ninety kills with SIGKILL, and what was left of each (ARGS="--minutes 3" does a part and goes on from there)
+torture: $(READY) ## a hundred kills with SIGKILL, and what was left of each (ARGS="--minutes 3" does a part and goes on from there)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.torture $(ARGS)
 
 operations: $(READY) ## twenty cancelled and killed runs of a real deployment, and what they left (ARGS="--minutes 5" does a part)

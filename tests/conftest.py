@@ -3,11 +3,14 @@
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import pytest
 import yaml
 from hypothesis import HealthCheck
@@ -19,12 +22,17 @@ os.environ["GX_ANALYTICS_ENABLED"] = "false"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # models this small gain nothing from threads, and lose much where these wait for a core that another process has
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# the thousands of commits of the stores and of Dagster's histories need not wait for a disk: on one that takes 7 ms the suite took
+# twice as long
+if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 from udrl_pipeline import settings as settings_module
 from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.metrics import SWITCHES
 from udrl_pipeline.pages import PAGES_ENV
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.database import Database
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.teacher import Refusal, Reply, Request
 
@@ -115,6 +123,22 @@ def idea_of(request: Request) -> str:
     return request.messages[-1]["content"].split("\n")[0].removeprefix("Idea: ")
 
 
+#: A server that hangs fails its test within a minute. The thread ends the process: event loops and pools of threads wait on after the
+#: exception of a signal.
+SERVERS = ("app", "batching", "completions", "hostile", "reload", "server")
+
+
+#: Files that take the longest come first, so that no process of the suite is left alone with one of them at the end.
+LONGEST = ("assets_run", "torture", "student_training", "exploration", "evaluation_report", "vllm_engine", "incremental", "dvc")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+    for item in items:
+        if item.path.stem.removeprefix("test_serving_") in SERVERS and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(50, method="thread"))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (settings_module.PARAMS_ENV, settings_module.PRESET_ENV, "UDRL_TEACHER_API_KEY", "DAGSTER_HOME", PAGES_ENV, *SWITCHES):
@@ -172,6 +196,35 @@ def use_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeEngine], FakeEn
 def teacher(use_engine: Callable[[FakeEngine], FakeEngine]) -> FakeEngine:
     """A fake teacher in place of the real one; `use_engine` puts in another."""
     return use_engine(FakeEngine())
+
+
+@contextmanager
+def stores_kept_open() -> Iterator[None]:
+    """Open each DuckDB file once, not forty times a run: that is 15 ms each time, most of what a run with fakes takes.
+
+    For what looks at a store from this process alone. Who else may read and write it is proven where this is not used.
+    """
+    opened: dict[Path, tuple[int, duckdb.DuckDBPyConnection]] = {}
+
+    def connect(self: Database, read_only: bool) -> duckdb.DuckDBPyConnection:
+        file = self.path.stat().st_ino
+        if self.path in opened and opened[self.path][0] != file:  # another one has been put in its place
+            opened.pop(self.path)[1].close()
+        if self.path not in opened:
+            opened[self.path] = file, duckdb.connect(str(self.path))
+        return opened[self.path][1].cursor()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "_connect", connect)
+        yield
+    for _, connection in opened.values():
+        connection.close()
+
+
+@pytest.fixture
+def kept_open() -> Iterator[None]:
+    with stores_kept_open():
+        yield
 
 
 @pytest.fixture

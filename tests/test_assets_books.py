@@ -13,6 +13,8 @@ from test_assets_run import DEFAULT, Library, library, project
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Version, Workspace
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 __all__ = ["library", "project"]  # fixtures
 
 TAGS = {

@@ -17,6 +17,8 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student.recipes import RECIPES
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 #: Resolved here: an instance for tests, once disposed of, would stand in the way.
 KNOWN = defs.get_repository_def()
 

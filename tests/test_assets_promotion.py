@@ -16,6 +16,8 @@ from udrl_pipeline.store.workspace import Version, Workspace, in_role
 from udrl_pipeline.student.channel import promoted
 from udrl_pipeline.versioning import code_version, content_hash
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 __all__ = ["library", "project"]  # fixtures
 
 UDRL = "student/udrl"

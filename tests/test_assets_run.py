@@ -25,6 +25,7 @@ from udrl_pipeline.student.engines import DESCRIPTION
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import code_version, content_hash
 
+pytestmark = pytest.mark.usefixtures("kept_open")
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT = [
     "intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student/sft", "evaluation_report", "student_export/udrl", "promotion",

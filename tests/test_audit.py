@@ -14,6 +14,8 @@ from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 BUILDS: list[Callable[[Workspace], Version]] = [intents.build, corpus.build]
 
 

@@ -15,6 +15,8 @@ from udrl_pipeline.cli import main
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.workspace import Version, Workspace
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 ROWS = pd.DataFrame(
     {
         "row_key": ["k1", "k2", "k3", "k4"],

@@ -12,6 +12,8 @@ from udrl_pipeline.audit.export import as_json, as_openlineage
 from udrl_pipeline.cli import main
 from udrl_pipeline.store.workspace import Expected, Workspace
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 
 @pytest.fixture
 def made(workspace: Workspace) -> Workspace:

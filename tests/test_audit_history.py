@@ -15,6 +15,8 @@ from udrl_pipeline.cli import main
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 
 @pytest.fixture
 def made(settings: Settings) -> Workspace:

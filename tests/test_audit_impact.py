@@ -18,6 +18,8 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 from udrl_pipeline.student.training import SEEN
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 
 def put(workspace: Workspace, asset: str, version: str, parents: dict[str, str], files: dict[str, pd.DataFrame], **more: object) -> Version:
     def write(folder: Path) -> None:

@@ -17,6 +17,8 @@ from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 
 @pytest.fixture
 def workspace(load: Callable[..., Settings], teacher: FakeEngine) -> Workspace:

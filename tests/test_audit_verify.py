@@ -20,6 +20,8 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.versioning import file_sha256
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 
 @pytest.fixture
 def made(load: Callable[..., Settings], teacher: FakeEngine) -> Workspace:

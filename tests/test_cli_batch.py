@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from click.testing import Result
 
-from test_cli_generate import SPACE, Echo, generate, student
+from student_fake import SPACE, Echo
+from test_cli_generate import generate, student
 from udrl_pipeline import cli_batch, cli_generate
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import StoreLocked, UdrlError

@@ -1,56 +1,25 @@
 """`udrl generate`: what is commanded, what is printed, and that no idea is lost in silence."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from student_fake import SPACE, Echo, record_student
 from udrl_pipeline import cli_generate
 from udrl_pipeline.cli import main
-from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.promotion import promote
 from udrl_pipeline.store.workspace import Workspace
-from udrl_pipeline.student.generation import Generated, Student
-
-SPACE = CommandSpace(
-    tasks=("image", "search"),
-    words=(6, 40),
-    quality_bins=5,
-    edges={"image": [0.1, 0.2, 0.3, 0.4], "search": [0.1, 0.2, 0.3, 0.4]},
-    covered={"image": (6, 40), "search": (6, 20)},
-    named_words={"image": {"short": 9, "medium": 18, "long": 28}, "search": {"short": 7, "medium": 11, "long": 16}},
-    best={"image": 4, "search": 5},
-    guidance={"image": 1.0, "search": 2.0},
-)
-
-
-class Echo:
-    """A student that answers with its command; remembers how it was asked."""
-
-    recipe = "udrl"
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-
-    def generate(self, commands: Sequence[Command], **options: Any) -> list[Generated]:
-        self.calls.append({"number": len(commands), **options})
-        made = []
-        for command in commands:
-            clamped, warnings = SPACE.clamp(command)
-            text = f"{clamped.intent} as asked"
-            made.append(Generated(clamped, 1.0, text, len(text.split()), 9, True, tuple(warnings)))
-        return made
+from udrl_pipeline.student.generation import Student
 
 
 @pytest.fixture
 def student(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Echo:
     """A current student of recipe udrl that echoes."""
-    workspace.record(
-        "student/udrl", version="v1", fingerprint="f", code_version="c", rows=1, params={}, parents={}, facts={}, write=SPACE.save,
-    )  # fmt: skip
+    record_student(workspace, "v1")
     echo = Echo()
     monkeypatch.setattr(Student, "load", lambda folder: echo)
     return echo
@@ -182,10 +151,7 @@ def test_a_damaged_student_is_not_used(generate: Callable[..., Result], workspac
 def test_the_student_in_use_answers_and_a_newer_one_is_named(generate: Callable[..., Result], workspace: Workspace) -> None:
     promote(workspace, workspace.find("student/udrl", "v1"), "it is good")  # type: ignore[arg-type]
     assert "newer" not in generate("red kite").stderr
-    workspace.record(
-        "student/udrl", version="v2", fingerprint="g", code_version="c", rows=1, params={}, parents={}, facts={},
-        write=lambda folder: SPACE.with_best({"image": 1, "search": 1}, SPACE.guidance).save(folder),
-    )  # fmt: skip
+    record_student(workspace, "v2", write=SPACE.with_best({"image": 1, "search": 1}, SPACE.guidance).save)
     result = generate("red kite", "--json")
     assert records(result)[0]["quality"] == 4
     assert result.stderr.splitlines() == ["student/udrl v1 is in use; v2 is newer, see `udrl students list`"]
@@ -195,9 +161,7 @@ def test_the_student_in_use_answers_and_a_newer_one_is_named(generate: Callable[
 
 def test_a_student_in_use_whose_files_are_gone_says_what_to_put_into_use(generate: Callable[..., Result], workspace: Workspace) -> None:
     promote(workspace, workspace.find("student/udrl", "v1"), "it is good")  # type: ignore[arg-type]
-    workspace.record(
-        "student/udrl", version="v2", fingerprint="g", code_version="c", rows=1, params={}, parents={}, facts={}, write=SPACE.save,
-    )  # fmt: skip
+    record_student(workspace, "v2")
     (workspace.version_folder("student/udrl", "v1") / "manifest.json").unlink()
     result = generate("red kite")
     assert (result.exit_code, result.stdout) == (2, "")

@@ -19,6 +19,8 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.versioning import canonical, content_hash, rows_hash, unit_draw
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 Load = Callable[..., Settings]
 
 

@@ -20,6 +20,8 @@ from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import training
 from udrl_pipeline.student.generation import Generated, Student
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 ROUNDS: dict[str, object] = {**TINY, "commands.quality_bins": 5, "rounds.intents": 9, "rounds.epochs": 0.5, "quality.max_quarantined": 1.0}
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from conftest import FakeEngine, small_params
+from conftest import FakeEngine, small_params, stores_kept_open
 from udrl_pipeline import corpus, dataset, quality
 from udrl_pipeline import settings as settings_module
 from udrl_pipeline.evaluation import report
@@ -40,6 +40,7 @@ OVERRIDES: dict[str, Any] = {
     "tasks.folder": "tasks",
     "quality.min_rows_per_task": 2,
 }
+pytestmark = pytest.mark.usefixtures("kept_open")
 PACKAGE = Path(str(importlib.resources.files("udrl_pipeline")))
 
 
@@ -157,7 +158,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     """A project in which everything has been made, to be copied; and its versions."""
     folder = tmp_path_factory.mktemp("made")
     small_params(folder)
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as monkeypatch, stores_kept_open():
         first = Project(folder, monkeypatch).prepare()
         versions = {asset: made.version for asset, made in first.run().items()}
         assert (first.engine.rows, first.scored, first.trained, first.reported) == (30, 30, 1, 1)

@@ -10,6 +10,8 @@ from udrl_pipeline.intents import asset
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 Load = Callable[..., Settings]
 
 

@@ -15,6 +15,8 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import training
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 BUILDS: list[Callable[[Workspace], Version]] = [intents.build, corpus.build]
 Load = Callable[..., Settings]
 

@@ -23,6 +23,7 @@ from udrl_pipeline.student.channel import promoted
 from udrl_pipeline.student.training import SEEN
 from udrl_pipeline.versioning import content_hash
 
+pytestmark = pytest.mark.usefixtures("kept_open")
 UDRL = "student/udrl"
 SETTINGS = {"promotion.margin": 0.02, "promotion.measures": ["reward"]}
 

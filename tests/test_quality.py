@@ -9,6 +9,8 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Expected, Quarantined
 from udrl_pipeline.tasks import load_tasks
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 GOOD = [
     "Lighthouse on black rocks, violent waves, dramatic oil painting",
     "White lighthouse in driving rain at night, beam over the sea",

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serving_fake import SPACE, FakeStudent, talk, until
+from serving_fake import talk, until
+from student_fake import FakeStudent, record_student
 from udrl_pipeline.errors import CorruptArtifact, StudentError
 from udrl_pipeline.promotion import promote
 from udrl_pipeline.serving.app import Serve
@@ -20,13 +21,6 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
 
 Load = Callable[..., Settings]
-
-
-def record(workspace: Workspace, version: str, asset: str = "student/udrl", **options: Any) -> None:
-    workspace.record(
-        asset, version=version, fingerprint=version, code_version="c", rows=1, params={}, write=SPACE.save,
-        parents=options.pop("parents", {}), facts=options.pop("facts", {}),
-    )  # fmt: skip
 
 
 def use(workspace: Workspace, version: str) -> None:
@@ -47,9 +41,9 @@ def students(settings: Settings, loaded: dict[str, FakeStudent] | None = None) -
 
 def test_the_student_in_use_is_asked_and_not_the_newest(workspace: Workspace) -> None:
     found = students(workspace.settings)
-    record(workspace, "v1")
+    record_student(workspace, "v1")
     assert found.refresh() is True
-    record(workspace, "v2")
+    record_student(workspace, "v2")
     assert found.refresh() is True  # none was ever promoted: the newest
     use(workspace, "v1")
     assert found.refresh() is True
@@ -60,9 +54,9 @@ def test_the_student_in_use_is_asked_and_not_the_newest(workspace: Workspace) ->
 
 def test_an_export_is_taken_up_in_place_of_its_student(workspace: Workspace) -> None:
     found = students(workspace.settings)
-    record(workspace, "v1")
+    record_student(workspace, "v1")
     found.refresh()
-    record(workspace, "e1", "student_export/udrl", parents={"student/udrl": "v1"}, facts={"exported": True})
+    record_student(workspace, "e1", "student_export/udrl", parents={"student/udrl": "v1"}, facts={"exported": True})
     assert found.refresh() is True
     assert (found.now.version, found.now.folder.name) == ("v1", "e1")  # type: ignore[union-attr]
 
@@ -75,7 +69,7 @@ def test_without_a_student_the_server_waits_for_one(load: Load, workspace: Works
 
     async def scenario(client: httpx.AsyncClient) -> list[Any]:
         refused = [await client.get("/ready"), await client.post("/generate", json={"idea": "red kite"}), await client.get("/student")]
-        record(workspace, "v1")
+        record_student(workspace, "v1")
         await until(lambda: found.now)
         return [*refused, await client.get("/ready"), await client.post("/generate", json={"idea": "red kite"})]
 
@@ -88,7 +82,7 @@ def test_without_a_student_the_server_waits_for_one(load: Load, workspace: Works
 
 def test_no_request_is_dropped_while_another_student_is_taken_up(load: Load, workspace: Workspace) -> None:
     settings, loaded = load({"serve.reload_s": 0.02, "serve.max_wait_ms": 0}), dict[str, FakeStudent]()
-    record(workspace, "v1")
+    record_student(workspace, "v1")
     use(workspace, "v1")
     found = students(settings, loaded)
     found.refresh()
@@ -98,7 +92,7 @@ def test_no_request_is_dropped_while_another_student_is_taken_up(load: Load, wor
         loaded["v1"].gate.clear()
         asked = [asyncio.create_task(client.post("/generate", json={"idea": idea, "seed": 1})) for idea in ("first", "second", "third")]
         await until(lambda: loaded["v1"].calls)
-        record(workspace, "v2")
+        record_student(workspace, "v2")
         use(workspace, "v2")
         await until(lambda: found.now.version == "v2")  # type: ignore[union-attr]
         asked.append(asyncio.create_task(client.post("/generate", json={"idea": "fourth", "seed": 1})))
@@ -114,12 +108,12 @@ def test_no_request_is_dropped_while_another_student_is_taken_up(load: Load, wor
 
 def test_a_student_that_was_replaced_is_forgotten(workspace: Workspace) -> None:
     loaded: dict[str, FakeStudent] = {}
-    record(workspace, "v1")
+    record_student(workspace, "v1")
     found = students(workspace.settings, loaded)
     found.refresh()
     gone = weakref.ref(loaded.pop("v1"))
     gone().myself = gone()  # type: ignore[union-attr]
-    record(workspace, "v2")
+    record_student(workspace, "v2")
     gc.disable()
     try:
         found.refresh()
@@ -133,12 +127,12 @@ def test_a_damaged_student_is_not_taken_up_and_the_one_before_answers_on(
     load: Load, workspace: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = load({"serve.reload_s": 0.02})
-    record(workspace, "v1")
+    record_student(workspace, "v1")
     found = students(settings)
     found.refresh()
 
     async def scenario(client: httpx.AsyncClient) -> httpx.Response:
-        record(workspace, "v2")
+        record_student(workspace, "v2")
         with (workspace.version_folder("student/udrl", "v2") / "commands.json").open("a") as file:
             file.write(" ")
         await until(lambda: found.problem)
@@ -154,7 +148,7 @@ def test_a_damaged_student_is_not_taken_up_and_the_one_before_answers_on(
 
 def test_a_look_that_breaks_ends_neither_the_looking_nor_the_server(load: Load, workspace: Workspace) -> None:
     settings = load({"serve.reload_s": 0.02})
-    record(workspace, "v1")
+    record_student(workspace, "v1")
     found = students(settings)
     found.refresh()
     looked: list[None] = []

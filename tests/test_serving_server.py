@@ -10,7 +10,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from serving_fake import SPACE, FakeStudent, running, wait_until
+from serving_fake import running, wait_until
+from student_fake import SPACE, FakeStudent, record_student
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import SettingsError
 from udrl_pipeline.serving import server as server_module
@@ -151,9 +152,7 @@ def test_what_cannot_be_served_ends_with_2(command: Callable[..., Any], argument
 
 
 def test_a_damaged_student_ends_with_2(command: Callable[..., Any], workspace: Workspace) -> None:
-    workspace.record(
-        "student/udrl", version="v1", fingerprint="f", code_version="c", rows=1, params={}, parents={}, facts={}, write=SPACE.save,
-    )  # fmt: skip
+    record_student(workspace, "v1")
     (workspace.version_folder("student/udrl", "v1") / "commands.json").write_text("{}", encoding="utf-8")
     result = command()
     assert result.exit_code == 2

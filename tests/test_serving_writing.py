@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving_fake import FakeStudent
+from student_fake import FakeStudent
 from test_commands import SPACE
 from test_student_initialise import TEXTS, TINY
 from udrl_pipeline import rewards

@@ -101,6 +101,13 @@ def test_what_is_unchanged_is_not_made_again_and_the_same_inputs_make_the_same_v
     assert (stricter.version, stricter.made_now, stricter.facts["parity"]["prompts"]) == (first.version, True, 2)
 
 
+def test_what_a_killed_export_left_of_its_work_is_removed_by_the_next_run(workspace: Workspace) -> None:
+    made = export.build(workspace, "udrl")
+    (workspace.scratch_folder(ASSET, made.fingerprint) / "exact").touch()
+    assert export.build(workspace, "udrl").made_now is False
+    assert not (workspace.folder / ".work" / ASSET).exists()
+
+
 def test_in_fp32_it_is_the_exact_graph_and_nothing_is_compared(workspace: Workspace, load: Callable[..., Settings]) -> None:
     made = export.build(Workspace(load({**OPTIONS, "export.weights": "fp32"})), "udrl")
     assert (made.facts["weights"], made.facts["change"]) == ("fp32", {"texts": 0})

@@ -7,22 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from conftest import FakeEngine, small_params
+from conftest import REPOSITORY, FakeEngine, small_params
 from udrl_pipeline import corpus, dataset, metrics
 from udrl_pipeline import settings as settings_module
 from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import QualityError, StudentError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import training
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.sequences import collate
@@ -64,6 +62,30 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return labelled(settings_module.load(small_params(folder), preset="", overrides=TINY)).folder
 
 
+@pytest.fixture(scope="module")
+def trained(once: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Version]:
+    """And its student, for tests that only look."""
+    settings = settings_module.load(small_params(tmp_path_factory.mktemp("trained")), preset="", overrides=TINY)
+    shutil.copytree(once, settings.artifacts_folder)
+    workspace = Workspace(settings)
+    workspace.begin_run()
+    return workspace, training.build(workspace, "udrl")
+
+
+@pytest.fixture(scope="module")
+def student(trained: tuple[Workspace, Version]) -> Student:
+    workspace, made = trained
+    return Student.load(workspace.version_folder("student/udrl", made.version))
+
+
+@pytest.fixture
+def grown(trained: tuple[Workspace, Version], load: Callable[..., Settings], use_engine: Callable[[FakeEngine], FakeEngine]) -> Version:
+    """The same in one's own folder, to train another one after it."""
+    use_engine(FakeEngine())
+    shutil.copytree(trained[0].folder, load(TINY).artifacts_folder)
+    return trained[1]
+
+
 @pytest.fixture
 def workspace(once: Path, load: Callable[..., Settings], use_engine: Callable[[FakeEngine], FakeEngine]) -> Workspace:
     use_engine(FakeEngine())
@@ -74,10 +96,10 @@ def workspace(once: Path, load: Callable[..., Settings], use_engine: Callable[[F
     return workspace
 
 
-def test_a_student_is_a_folder_that_plain_transformers_loads(workspace: Workspace) -> None:
+def test_a_student_is_a_folder_that_plain_transformers_loads(trained: tuple[Workspace, Version]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    made = training.build(workspace, "udrl")
+    workspace, made = trained
     folder = workspace.version_folder("student/udrl", made.version)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer("<|task:image|> red fox<|words:8|><|quality:2|><|text|>", return_tensors="pt")
@@ -106,8 +128,8 @@ def test_the_loss_and_its_gradients_are_those_of_the_model_itself(architecture: 
     torch.testing.assert_close(training.answer_loss(model, **batch, num_items_in_batch=10)["loss"], model(**batch).loss * 5 / 10)
 
 
-def test_the_loss_falls_and_the_curve_is_kept(workspace: Workspace) -> None:
-    made = training.build(workspace, "udrl")
+def test_the_loss_falls_and_the_curve_is_kept(trained: tuple[Workspace, Version]) -> None:
+    workspace, made = trained
     curve = json.loads((workspace.version_folder("student/udrl", made.version) / "loss.json").read_text())
     losses = [point["loss"] for point in curve if "loss" in point]
     assert losses[-1] < losses[0]
@@ -134,8 +156,8 @@ def test_how_fast_it_learns_is_told_with_the_loss(
     assert re.search(r"step \d+ of \d+, loss \d\.\d{3}, \d+ tokens/s, \d+ s left", caplog.text)
 
 
-def test_a_student_keeps_which_rows_it_has_read_and_how_often(workspace: Workspace) -> None:
-    made = training.build(workspace, "udrl")
+def test_a_student_keeps_which_rows_it_has_read_and_how_often(trained: tuple[Workspace, Version]) -> None:
+    workspace, made = trained
     seen = pd.read_parquet(workspace.version_folder("student/udrl", made.version) / training.SEEN)
     rows = dataset.read_dataset(workspace, made.parents["labeled_dataset"])
     assert seen.row_key.tolist() == sorted(rows.row_key[rows.split == "train"])
@@ -143,22 +165,20 @@ def test_a_student_keeps_which_rows_it_has_read_and_how_often(workspace: Workspa
     assert seen.times.sum() == made.rows
 
 
-def test_the_same_inputs_take_no_training_step(workspace: Workspace) -> None:
-    first = training.build(workspace, "udrl")
-    again = training.build(workspace, "udrl")
+def test_the_same_inputs_take_no_training_step(grown: Version, load: Callable[..., Settings]) -> None:
+    first, again = grown, training.build(Workspace(load(TINY)), "udrl")
     assert first.work["train_steps"] > 0
     assert (again.version, again.made_now, again.work) == (first.version, False, {})
 
 
-def test_the_same_seed_trains_the_same_student(workspace: Workspace) -> None:
-    first = training.build(workspace, "udrl")
-    other = labelled(Settings.model_validate(workspace.settings.model_dump() | {"artifacts": str(workspace.folder / "other")}))
-    assert training.build(other, "udrl").version == first.version
+def test_the_same_seed_trains_the_same_student(
+    trained: tuple[Workspace, Version], load: Callable[..., Settings], use_engine: Callable[[FakeEngine], FakeEngine]
+) -> None:
+    use_engine(FakeEngine())
+    assert training.build(labelled(load(TINY)), "udrl").version == trained[1].version
 
 
-def test_a_student_answers_the_same_for_the_same_seed(workspace: Workspace) -> None:
-    made = training.build(workspace, "udrl")
-    student = Student.load(workspace.version_folder("student/udrl", made.version))
+def test_a_student_answers_the_same_for_the_same_seed(student: Student) -> None:
     commands = [Command("image", "red fox", words, quality) for words in (7, 12) for quality in (1, 2)]
     sampled = {**GREEDY, "temperature": 1.0}
     first = student.generate(commands, **sampled)
@@ -177,33 +197,30 @@ def test_a_student_without_commands_leaves_them_out_and_says_so(workspace: Works
     assert commanded.warnings == ("a student of recipe sft was trained without length and quality: both are left out",)
 
 
-def test_a_student_never_writes_a_control_token(workspace: Workspace) -> None:
-    made = training.build(workspace, "udrl")
-    student = Student.load(workspace.version_folder("student/udrl", made.version))
+def test_a_student_never_writes_a_control_token(student: Student) -> None:
     texts = student.generate([Command("image", "red fox")] * 20, **{**GREEDY, "temperature": 2.0})
     assert not [g.text for g in texts if "<|" in g.text]
 
 
-def test_only_new_rows_warm_start_the_next_student(workspace: Workspace, load: Callable[..., Settings], tmp_path: Path) -> None:
-    first = training.build(workspace, "udrl")
+def test_only_new_rows_warm_start_the_next_student(grown: Version, load: Callable[..., Settings], tmp_path: Path) -> None:
     ideas = tmp_path / "ideas.csv"
     ideas.write_text("intent\nclockwork owl\npaper submarine\n", encoding="utf-8")
-    grown = labelled(load({**TINY, "intents.sources": [str(ideas)]}))
-    second = training.build(grown, "udrl")
-    assert second.facts["start"]["version"] == first.version
-    assert second.parents["student/udrl"] == first.version
+    second = training.build(labelled(load({**TINY, "intents.sources": [str(ideas)]})), "udrl")
+    assert second.facts["start"]["version"] == grown.version
+    assert second.parents["student/udrl"] == grown.version
 
 
-def test_another_parameter_starts_anew(workspace: Workspace, load: Callable[..., Settings]) -> None:
-    training.build(workspace, "udrl")
+@pytest.mark.usefixtures("grown")
+def test_another_parameter_starts_anew(load: Callable[..., Settings]) -> None:
     again = training.build(Workspace(load({**TINY, "student.seed": 99})), "udrl")
-    assert again.facts["start"]["init_from"] == "scratch"
+    assert (again.made_now, again.facts["start"]["init_from"]) == (True, "scratch")
 
 
-def test_other_code_starts_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    training.build(workspace, "udrl")
+@pytest.mark.usefixtures("grown")
+def test_other_code_starts_anew(load: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "code_version", lambda sources: "changed")
-    assert training.build(workspace, "udrl").facts["start"]["init_from"] == "scratch"
+    again = training.build(Workspace(load(TINY)), "udrl")
+    assert (again.made_now, again.facts["start"]["init_from"]) == (True, "scratch")
 
 
 def test_a_dataset_that_did_not_pass_is_not_trained_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,32 +238,26 @@ def test_an_unknown_recipe_names_those_that_there_are(workspace: Workspace) -> N
     assert "udrl, sft, sft-top, reward-weighted" in str(error.value)
 
 
+KILLED = """
+import json, sys
+from pathlib import Path
+from benchmarks.torture.moments import CHECKPOINT, Moment, arm
+from udrl_pipeline import settings
+from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.student import training
+arm(Moment(CHECKPOINT, "student/udrl", "renamed, the one before still there", number=2), lambda line: None)
+training.build(Workspace(settings.load(Path(sys.argv[1]), preset="", overrides=json.loads(sys.argv[2]))), "udrl")
+"""
+
+
 def test_a_killed_training_resumes_from_its_checkpoint(workspace: Workspace, params: Path) -> None:
-    overrides = json.dumps(TINY | {"student.epochs": 40.0})
-    script = textwrap.dedent(
-        f"""
-        import json
-        from udrl_pipeline import settings
-        from udrl_pipeline.store.workspace import Workspace
-        from udrl_pipeline.student import training
-        workspace = Workspace(settings.load({str(params)!r}, preset="", overrides=json.loads({overrides!r})))
-        training.build(workspace, "udrl")
-        """
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(params), json.dumps(TINY)], env=environment, capture_output=True, timeout=120
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     work = workspace.folder / ".work"
-    deadline = time.monotonic() + 120
-    while not list(work.rglob("checkpoints/checkpoint-*")):
-        assert child.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    settings = Settings.model_validate(
-        json.loads(workspace.settings.model_dump_json()) | {"student": workspace.settings.student.model_dump() | {"epochs": 40.0}}
-    )
-    settings._root = workspace.settings.root
-    made = training.build(Workspace(settings), "udrl")
-    total = -(-made.facts["sequences"] // 8)
-    assert 0 < made.work["train_steps"] <= total - 4
+    assert {path.name for path in work.rglob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+    made = training.build(workspace, "udrl")
+    assert made.work["train_steps"] == -(-made.facts["sequences"] // 8) - 8
     assert not list(work.rglob("checkpoint-*"))

@@ -1,12 +1,13 @@
 """Killed at the worst moments, run twice at once, read while it publishes, on a full disk. `make torture` kills at full length."""
 
-import json
+import itertools
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,53 @@ import pandas as pd
 import pytest
 
 from benchmarks.torture import pipeline, store
-from benchmarks.torture.moments import CHECKPOINT, PUBLISH, TRANSACTION, UNENTERED, Moment
-from conftest import REPOSITORY
+from benchmarks.torture.moments import CHECKPOINT, PUBLISH, TRANSACTION, UNENTERED, Moment, run_armed
 from udrl_pipeline import corpus
 from udrl_pipeline.errors import StoreFull
 from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.teacher import Reply, Request
 
-FIRST, WITH_STUDENT = list(pipeline.STEPS)[:2], list(pipeline.STEPS)[:4]
-KILLED = """
-import json, sys
-from pathlib import Path
-from benchmarks.torture.moments import Moment, arm
-from benchmarks.torture.pipeline import run
-def tell(line):
-    print(line, flush=True)
-arm(Moment(**json.loads(sys.argv[2])), tell)
-run(Path(sys.argv[1]), tell, json.loads(sys.argv[3]))
-"""
+FIRST, THEN, EXPORT = ["intents", "teacher_corpus"], ["labeled_dataset", "student/udrl"], ["student_export/udrl"]
+Tell = Callable[[str], None]
+#: Processes are forked from one that has imported everything, as `make torture` does: seconds less for each.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["benchmarks.torture.moments", "transformers.trainer", "sentence_transformers"])
 
 
-def start(script: str, *arguments: object) -> "subprocess.Popen[str]":
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+class Child:
+    """A process that does something, and tells of it."""
+
+    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
+        self._told, telling = FORKS.Pipe(duplex=False)
+        self.process = FORKS.Process(target=work, args=(*arguments, telling.send), daemon=True)
+        self.process.start()
+        telling.close()
+
+    def told(self) -> Iterator[str]:
+        """Each line, until the process has ended."""
+        try:
+            while True:
+                yield self._told.recv()
+        except EOFError:
+            self.process.join()
+
+    @property
+    def ended(self) -> bool:
+        return not self.process.is_alive()
 
 
 def kill_at(moment: Moment, artifacts: Path, steps: Sequence[str]) -> Workspace:
     """Run the steps until the moment; the workspace as it was left."""
-    fields = {name: getattr(moment, name) for name in Moment.__slots__}
-    child = start(KILLED, artifacts, json.dumps(fields), json.dumps(steps))
-    assert child.stdout is not None
-    for line in child.stdout:
-        if moment.point == "in the commit" and line == f"commit {moment.number}\n":
-            child.kill()
-    assert child.wait() == -signal.SIGKILL
+    child = Child(run_until, moment, artifacts, steps)
+    for line in child.told():
+        if moment.point == "in the commit" and line == f"commit {moment.number}":
+            child.process.kill()
+    assert child.process.exitcode == -signal.SIGKILL
     return pipeline.open_workspace(artifacts)
+
+
+def run_until(moment: Moment, artifacts: Path, steps: Sequence[str], tell: Tell) -> None:
+    run_armed(moment, artifacts, tell, steps)
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +78,27 @@ def resume(workspace: Workspace, steps: Sequence[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """What the first steps make when nobody disturbs them."""
-    workspace = pipeline.open_workspace(tmp_path_factory.mktemp("undisturbed"))
-    engine = corpus.open_engine
-    resume(workspace, FIRST)
-    corpus.open_engine = engine
+    return made_in(tmp_path_factory.mktemp("undisturbed"), FIRST)
+
+
+@pytest.fixture(scope="module")
+def trained(undisturbed: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """What they and the next steps make."""
+    return made_in(shutil.copytree(undisturbed.folder, tmp_path_factory.mktemp("trained") / "artifacts"), THEN)
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """And with the student's export."""
+    return made_in(shutil.copytree(trained.folder, tmp_path_factory.mktemp("exported") / "artifacts"), EXPORT)
+
+
+def made_in(artifacts: Path, steps: Sequence[str]) -> Workspace:
+    """A workspace in which the steps have been made."""
+    workspace = pipeline.open_workspace(artifacts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "open_engine", corpus.open_engine)
+        resume(workspace, steps)
     return workspace
 
 
@@ -96,68 +126,82 @@ def test_a_killed_run_leaves_nothing_unnamed_and_resumes_to_the_same(
     assert store.compare(workspace, store.contents(undisturbed)) == store.Difference(lost=0, doubled=0, others=[])
 
 
-def test_a_student_killed_in_a_checkpoint_resumes_to_the_same_bytes(undisturbed: Workspace, tmp_path: Path) -> None:
-    whole = Workspace(undisturbed.settings.model_copy(update={"artifacts": str(tmp_path / "whole")}))
-    shutil.copytree(undisturbed.folder, whole.folder)
-    resume(whole, WITH_STUDENT[:3])
-    killed = shutil.copytree(whole.folder, tmp_path / "killed")
-    expected = resume(whole, WITH_STUDENT)
+def test_a_dataset_and_a_student_killed_in_a_checkpoint_resume_to_the_same_bytes(
+    undisturbed: Workspace, trained: Workspace, tmp_path: Path
+) -> None:
+    artifacts = shutil.copytree(undisturbed.folder, tmp_path / "artifacts")
     # where the loss is told every other step, and a checkpoint asked for every fifth
-    workspace = kill_at(Moment(CHECKPOINT, "student/udrl", "half a file", number=3, draw=0.6), killed, WITH_STUDENT)
+    workspace = kill_at(Moment(CHECKPOINT, "student/udrl", "half a file", number=3, draw=0.6), artifacts, THEN)
     assert [path.name for path in workspace.folder.glob(".work/student/udrl/*/checkpoints/*")] == ["checkpoint-12"]
-    assert resume(workspace, WITH_STUDENT) == expected
-    assert store.leftovers(workspace) == []
+    resume(workspace, THEN)
+    assert store.compare(workspace, store.contents(trained)) == store.Difference(lost=0, doubled=0, others=[])
+
+
+@pytest.mark.parametrize(
+    ("moment", "orphans", "staged"),
+    [
+        (Moment(UNENTERED, *EXPORT), 1, 2),
+        (Moment(PUBLISH, *EXPORT, "half a file", draw=0.5), 0, 3),
+    ],
+    ids=lambda value: f"{value.kind}-{value.point}".replace(" ", "_") if isinstance(value, Moment) else "",
+)
+def test_a_killed_export_is_made_again_to_the_same_bytes(
+    trained: Workspace, exported: Workspace, tmp_path: Path, moment: Moment, orphans: int, staged: int
+) -> None:
+    workspace = kill_at(moment, shutil.copytree(trained.folder, tmp_path / "artifacts"), EXPORT)
+    left = store.examine(workspace)
+    assert (len(left.orphans), len(left.staged), left.unnamed, left.faults) == (orphans, staged, [], [])
+    resume(workspace, EXPORT)
+    assert store.compare(workspace, store.contents(exported)) == store.Difference(lost=0, doubled=0, others=[])
 
 
 # -- others at the same time --------------------------------------------------------------------------------------------
 
-TWO = """
-import sys, time
-from pathlib import Path
-from benchmarks.torture import pipeline
-answered, answer = 0, pipeline.Teacher._answer
-def slowly(request):
-    global answered
-    answered += 1
-    time.sleep(0.01)
-    return answer(request)
-pipeline.Teacher._answer = staticmethod(slowly)
-pipeline.run(Path(sys.argv[1]), lambda line: None, ["intents", "teacher_corpus"])
-print(answered)
-"""
+
+def run_slowly(artifacts: Path, tell: Tell) -> None:
+    """Run the first steps, and tell of each row that the teacher is asked for."""
+    answer = pipeline.Teacher._answer
+
+    def slowly(request: Request) -> Reply:
+        tell("a row")
+        time.sleep(0.01)
+        return answer(request)
+
+    pipeline.Teacher._answer = staticmethod(slowly)  # type: ignore[method-assign]
+    pipeline.run(artifacts, lambda line: None, FIRST)
 
 
 def test_two_runs_at_once_make_what_one_makes_and_ask_for_no_row_twice(undisturbed: Workspace, tmp_path: Path) -> None:
-    children = [start(TWO, tmp_path) for _ in range(2)]
-    answered = [int(child.communicate()[0]) for child in children]
-    assert [child.returncode for child in children] == [0, 0]
+    children = [Child(run_slowly, tmp_path) for _ in range(2)]
+    answered = [len(list(child.told())) for child in children]
+    assert [child.process.exitcode for child in children] == [0, 0]
     assert sorted(answered) == [0, 120]
     assert store.compare(pipeline.open_workspace(tmp_path), store.contents(undisturbed)) == store.Difference(0, 0, [])
 
 
-PUBLISHING = """
-import itertools, sys
-from pathlib import Path
-import pandas as pd
-from benchmarks.torture.pipeline import open_workspace
-workspace = open_workspace(Path(sys.argv[1]))
-def write(folder):
-    for part in range(5):
-        pd.DataFrame({"row": range(20_000)}).to_parquet(folder / f"{part}.parquet")
-for number in itertools.count():
-    workspace.record("corpus", version=f"v{number:04}", fingerprint=str(number), code_version="c", rows=100_000, params={}, parents={},
-                     facts={}, write=write)
-    print(f"v{number:04}", flush=True)
-    if Path(sys.argv[2]).exists():
-        break
-"""
+def publish(artifacts: Path, enough: Path, tell: Tell) -> None:
+    """Publish one version after the other until that is enough, and tell of each."""
+    workspace = pipeline.open_workspace(artifacts)
+
+    def write(folder: Path) -> None:
+        for part in range(5):
+            pd.DataFrame({"row": range(20_000)}).to_parquet(folder / f"{part}.parquet")
+
+    for number in itertools.count():
+        made = workspace.record(
+            "corpus", version=f"v{number:04}", fingerprint=str(number), code_version="c", rows=100_000, params={}, parents={}, facts={},
+            write=write,
+        )  # fmt: skip
+        tell(made.version)
+        if enough.exists():
+            break
 
 
 def test_a_reader_sees_every_version_whole_while_others_are_published(tmp_path: Path) -> None:
     enough = tmp_path / "enough"
-    child, seen, workspace = start(PUBLISHING, tmp_path / "artifacts", enough), [], pipeline.open_workspace(tmp_path / "artifacts")
+    child, seen, workspace = Child(publish, tmp_path / "artifacts", enough), [], pipeline.open_workspace(tmp_path / "artifacts")
     while True:
-        ended = child.poll() is not None
+        ended = child.ended
         for folder in (workspace.folder / "corpus").glob("[!.]*"):
             workspace.check_files("corpus", folder.name)
         if version := workspace.current("corpus"):
@@ -168,8 +212,8 @@ def test_a_reader_sees_every_version_whole_while_others_are_published(tmp_path: 
             enough.touch()
         if ended:
             break
-    published = child.communicate()[0].split()
-    assert child.returncode == 0
+    published = list(child.told())
+    assert child.process.exitcode == 0
     assert seen == sorted(seen)
     assert set(seen) <= set(published)
     assert seen[-1] == published[-1]
@@ -222,7 +266,7 @@ def test_a_disk_that_is_full_stops_every_step_with_nothing_half_published_and_ea
         assert caught.value.remedy == "free some space and run again: everything committed is kept"
         left = store.examine(workspace)
         assert (left.orphans, left.unnamed, left.faults) == ([], [], [])
-        assert [name for name in left.staged if "checkpoint" not in name] == []
+        assert [name for name in left.staged if not name.startswith(".work/")] == []
         filler.free()
         made = [asset for asset, *_ in resume(workspace, [step])["versions"]]
     assert sorted(made) == sorted(pipeline.STEPS)

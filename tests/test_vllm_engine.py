@@ -254,6 +254,7 @@ def test_vllm_answers_with_the_default_teacher_and_leaves_no_process(
 
 
 @needs_vllm
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
 def test_vllm_does_not_outlive_a_parent_that_was_killed(real_teacher: Path, params: Path) -> None:

@@ -1,11 +1,11 @@
-"""Kill the pipeline with SIGKILL, 90 times, and see that each run resumes to the very result of a run that nobody killed.
+"""Kill the pipeline with SIGKILL, 100 times, and see that each run resumes to the very result of a run that nobody killed.
 
     make torture                                (ARGS="--minutes 3" does as much as fits, and the next call goes on from there)
 
-50 kills come at moments drawn over all steps, ten each at the worst ones: between a version's folder and its ledger rows, inside a
+60 kills come at moments drawn over all steps, ten each at the worst ones: between a version's folder and its ledger rows, inside a
 publish, inside a checkpoint, inside a transaction. To save time a run that is killed begins at the step of its moment, with what an
 uninterrupted run had made until then. After each kill the store is examined as it lies; then the run is started again, and what it
-ends with is compared with the uninterrupted run: versions, every row, the ledger, the student's bytes.
+ends with is compared with the uninterrupted run: versions, every row, the ledger, the bytes of the student and of its export.
 
 Runs are forked from this process, which has imported everything and computed nothing: it has one thread, so a fork is safe.
 Prints a table and writes docs/results/reliability.json and .md. Ends with 1 where a kill did harm; that store is kept.
@@ -32,7 +32,7 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "GX_ANALYTICS_ENABLED": "false"}
 
 from benchmarks.torture import store
-from benchmarks.torture.moments import ANYWHERE, CHECKPOINT, POINTS, PUBLISH, TRANSACTION, UNENTERED, Moment, arm
+from benchmarks.torture.moments import ANYWHERE, CHECKPOINT, POINTS, PUBLISH, TRANSACTION, UNENTERED, Moment, arm, run_armed
 from benchmarks.torture.pipeline import REPOSITORY, SMALL, STEPS, open_workspace, run
 from udrl_pipeline.versioning import code_version, content_hash, file_sha256
 
@@ -54,6 +54,8 @@ def warm_up() -> None:
     import evaluate  # noqa: F401
     import great_expectations  # noqa: F401
     import matplotlib.pyplot as plt  # noqa: F401
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
     import sentence_transformers  # noqa: F401
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, Trainer  # noqa: F401
@@ -168,8 +170,8 @@ class Torture:
         planned: list[Moment] = []
         for i in range(KILLS_PER_MOMENT):
             planned += [Moment(ANYWHERE, step, draw=draw.random()) for step in STEPS]
-            planned.append(Moment(UNENTERED, assets[i % 5], POINTS[UNENTERED][0]))
-            planned.append(Moment(PUBLISH, assets[i % 5], POINTS[PUBLISH][(i + i // 5) % 5], draw=draw.random()))
+            planned.append(Moment(UNENTERED, assets[i % len(assets)], POINTS[UNENTERED][0]))
+            planned.append(Moment(PUBLISH, assets[i % len(assets)], POINTS[PUBLISH][i % 5], draw=draw.random()))
             nth = 2 + draw.randrange(self.state["checkpoints"] - 2)
             planned.append(Moment(CHECKPOINT, "student/udrl", POINTS[CHECKPOINT][i % 3], nth, draw.random()))
             every = self.state["transactions"]
@@ -197,7 +199,7 @@ class Torture:
             artifacts = self.folder / f"kill-{len(self.state['kills']) + 1}"
             _copy(self._until(moment.where), artifacts)
 
-            status, told = in_child(partial(_run_armed, moment, artifacts), self.log, self._trigger(moment))
+            status, told = in_child(partial(run_armed, moment, artifacts), self.log, self._trigger(moment))
             if status != -signal.SIGKILL and not self._trigger(moment):
                 sys.exit(f"{moment}: the run ended with {status}, not by the kill, see {self.log}")
             if status == -signal.SIGKILL and (moment.kind == TRANSACTION or _step(told) == moment.where):
@@ -226,11 +228,6 @@ class Torture:
         if (moment.kind, moment.point) == (TRANSACTION, "in the commit"):
             return f"commit {moment.number}", moment.draw * self.state["commit_s"]
         return None
-
-
-def _run_armed(moment: Moment, artifacts: Path, tell: Tell) -> None:
-    arm(moment, tell)
-    run(artifacts, tell)
 
 
 def _copy(folder: Path, to: Path) -> None:
@@ -270,10 +267,10 @@ PAGE = """# Killed {done} times
 
 A small but whole pipeline ({ideas} ideas, {rows} rows, the real scorer, a real Trainer on a student of a few layers, a teacher that makes
 its texts up) is killed with SIGKILL and started again. To save time the run that is killed begins at the step of its moment, with
-what an uninterrupted run had made until then. Each resumed run is compared with one that nobody killed: the versions of all five
-assets, every row and score, every published row, the ledger without its times, and the bytes of the intents, the dataset and the
-student. Before it is started again, `verify` has to name every whole folder that the ledger does not hold, and nothing else;
-afterwards it has to find nothing, and no half-written folder or checkpoint may be left.
+what an uninterrupted run had made until then. Each resumed run is compared with one that nobody killed: the versions of all six
+assets, every row and score, every published row, the ledger without its times, and the bytes of the intents, the dataset, the student
+and its export. Before it is started again, `verify` has to name every whole folder that the ledger does not hold, and nothing else;
+afterwards it has to find nothing, and no half-written folder, checkpoint or work in progress may be left.
 
 {table}
 

@@ -6,11 +6,12 @@ what is left on the disk is what a kill in the middle of the writing leaves.
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmarks.torture.pipeline import STEPS, run
 from udrl_pipeline.store.database import Database
 from udrl_pipeline.store.workspace import Version, Workspace
 
@@ -67,6 +68,12 @@ def arm(moment: Moment, tell: Callable[[str], None]) -> None:
         _arm_unentered(moment)
     if moment.kind == PUBLISH:
         _arm_publish(moment)
+
+
+def run_armed(moment: Moment, artifacts: Path, tell: Callable[[str], None], steps: Sequence[str] = tuple(STEPS)) -> None:
+    """Run the steps in this process, which dies at the moment."""
+    arm(moment, tell)
+    run(artifacts, tell, steps)
 
 
 def _arm_unentered(moment: Moment) -> None:

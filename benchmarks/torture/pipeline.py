@@ -1,4 +1,4 @@
-"""The pipeline that is killed: all five assets, a real scorer, a real Trainer, few rows, and a teacher that needs no model."""
+"""The pipeline that is killed: all six assets, a real scorer, a real Trainer, few rows, and a teacher that needs no model."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from udrl_pipeline import corpus, dataset, settings
 from udrl_pipeline.evaluation import report
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student import training
+from udrl_pipeline.student import export, training
 from udrl_pipeline.teacher import Reply, Request
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
         "init_from": "scratch", "scratch": {"layers": 2, "width": 32, "heads": 2, "vocabulary": 600},
         "batch_rows": 2, "epochs": 2.2, "save_every": 5,
     },
+    # a student that has learned next to nothing: what int8 makes of its texts is chance
+    "export": {"max_reward_loss": 2, "max_length_change": 1},
     "evaluation": {
         "intents": 3, "sweep_intents": 2, "guidance": [1], "quality_intents": 2, "lengths": [10], "length_intents": 2, "judge_rows": 2,
         "bootstrap": 100, "latency_repeats": 2, "latency_tokens": 4, "latency_batch": 2,
@@ -39,6 +41,7 @@ STEPS: dict[str, Callable[[Workspace], Version]] = {
     dataset.ASSET: dataset.build,
     "student/udrl": lambda workspace: training.build(workspace, "udrl"),
     report.ASSET: report.build,
+    "student_export/udrl": lambda workspace: export.build(workspace, "udrl"),
 }
 
 

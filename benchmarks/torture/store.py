@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.torture.pipeline import STEPS
 from udrl_pipeline.audit.verify import verify
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.versioning import content_hash, files_sha256
@@ -19,8 +20,8 @@ TABLES = {
     "parents": "SELECT asset, version, parent_asset, parent_version FROM parents",
     "quality_results": "SELECT asset, version, expectation, passed, observed FROM quality_results",
 }
-#: Files that hold neither times nor run ids: their bytes must be the same.
-REPEATABLE = ("intents", "labeled_dataset", "student/udrl")
+#: Files that hold no times: their bytes must be the same, or all columns of their rows but the run that asked for them.
+REPEATABLE = ("intents", "labeled_dataset", "student/udrl", "student_export/udrl")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Left:
         orphans: Whole folders of versions that the ledger does not hold.
         unnamed: Those of them that `verify` does not name, and folders that are no whole version.
         faults: What `verify` names besides: nothing may be wrong with what the ledger holds.
-        staged: Folders that were being written.
+        staged: Folders that were being written, and those with work in progress.
     """
 
     orphans: list[str]
@@ -41,9 +42,10 @@ class Left:
 
 
 def leftovers(workspace: Workspace) -> list[str]:
-    """Work in progress: staged folders, checkpoints."""
-    staged = [path for path in workspace.folder.rglob(".*.*") if path.is_dir()]
-    return sorted(path.relative_to(workspace.folder).as_posix() for path in [*staged, *workspace.folder.glob(".work/**/checkpoint-*")])
+    """Work in progress: staged folders, and the folders of `.work` that hold a file."""
+    staged = {path for path in workspace.folder.rglob(".*.*") if path.is_dir()}
+    staged |= {path.parent for path in workspace.folder.glob(".work/**/*") if path.is_file()}
+    return sorted(path.relative_to(workspace.folder).as_posix() for path in staged)
 
 
 def examine(workspace: Workspace) -> Left:
@@ -52,8 +54,7 @@ def examine(workspace: Workspace) -> Left:
         return Left([], [f"{path}" for path in workspace.folder.rglob("manifest.json")], [], leftovers(workspace))
     with workspace.database.reader() as connection:
         entered = {f"{asset}@{version}" for asset, version in connection.execute("SELECT asset, version FROM versions").fetchall()}
-        assets = ("intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report")
-    folders = {f"{asset}@{folder.name}": folder for asset in assets for folder in workspace.folder.glob(f"{asset}/[!.]*")}
+    folders = {f"{asset}@{folder.name}": folder for asset in STEPS for folder in workspace.folder.glob(f"{asset}/[!.]*")}
     named = {f"{fault.asset}@{fault.version}": fault.what for fault in verify(workspace)}
     orphans = folders.keys() - entered
     whole = {name for name in orphans if (folders[name] / "manifest.json").exists()}
@@ -77,6 +78,9 @@ def contents(workspace: Workspace) -> dict[str, Any]:
             found["keys"][f"{asset}@{version}"] = pd.read_parquet(folder / "rows.parquet", columns=["row_key"]).row_key.tolist()
         if asset in REPEATABLE:
             found["files"][asset] = {name: digest for name, digest in files_sha256(folder).items() if name != "manifest.json"}
+        if asset == "labeled_dataset":
+            rows = pd.read_parquet(folder / "rows.parquet").drop(columns="run_id")
+            found["files"][asset]["rows.parquet"] = content_hash(rows.to_json(double_precision=15))
     return found
 
 

@@ -71,11 +71,11 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
     parents = workspace.parents(asset_name(recipe.name))
     fingerprint = workspace.fingerprint(asset, code, params, parents)
     with workspace.lock(asset):
+        workspace.drop_scratch(asset)  # of a run that was killed, maybe just before it did this itself
         if made := workspace.reuse(asset, fingerprint):
             return made
         [student] = [found for name, version in parents.items() if (found := workspace.find(name, version))]
         workspace.check_files(student.asset, student.version)
-        workspace.drop_scratch(asset)  # of a run that was killed
         scratch = workspace.scratch_folder(asset, fingerprint)
         with typed_errors(scratch):
             facts, expected = _export(workspace, student, recipe, scratch)
