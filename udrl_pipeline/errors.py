@@ -47,6 +47,10 @@ class StoreUnwritable(UdrlError):
     """The artifacts folder or a file in it cannot be written."""
 
 
+class RemoteError(UdrlError):
+    """The object store of `artifacts` cannot be reached, refuses, or has no such bucket; what was made is kept here."""
+
+
 class CorruptArtifact(UdrlError):
     """A version's folder does not hold what its manifest says."""
 

@@ -352,7 +352,12 @@ class ServeSettings(_Settings):
 
 
 class Settings(_Settings):
-    artifacts: str = Field("artifacts", description="Folder of versions, DuckDB file and caches, relative to params.yaml")
+    artifacts: str = Field(
+        "artifacts", description="Folder of versions, DuckDB file and caches, relative to params.yaml; or a URL such as s3://bucket/prefix"
+    )
+    artifacts_cache: str = Field(
+        "artifacts", description="While `artifacts` is a URL: the local folder where work is done and versions are kept"
+    )
     intents: IntentsSettings = IntentsSettings()
     tasks: TasksSettings = TasksSettings()
     teacher: TeacherSettings
@@ -369,6 +374,13 @@ class Settings(_Settings):
 
     _root: Path = Path()
 
+    @field_validator("artifacts")
+    @classmethod
+    def _holds_no_secret(cls, artifacts: str) -> str:
+        if "://" in artifacts and "@" in artifacts.split("://", 1)[1].split("/", 1)[0]:
+            raise ValueError("must hold no credentials: the environment has them, as the store's own tools read them")
+        return artifacts
+
     @property
     def root(self) -> Path:
         """The folder of params.yaml; every relative path in it starts here."""
@@ -376,7 +388,13 @@ class Settings(_Settings):
 
     @property
     def artifacts_folder(self) -> Path:
-        return self.path(self.artifacts)
+        """The local folder of versions."""
+        return self.path(self.artifacts_cache if self.artifacts_url else self.artifacts)
+
+    @property
+    def artifacts_url(self) -> str | None:
+        """Where versions are published to besides; None: nowhere."""
+        return self.artifacts if "://" in self.artifacts else None
 
     def path(self, text: str) -> Path:
         """A path from params.yaml: absolute, or relative to the folder of params.yaml."""

@@ -89,6 +89,7 @@ def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, keys: l
             learned = []
         for stone in before:  # also what a run that was killed has left undone
             _put_in_place(workspace, stone)
+            _publish(workspace, stone)
             with workspace.database.writer() as connection:
                 for asset, version in {(file.asset, file.version) for file in stone.files}:
                     workspace.enter_holdings(connection, asset, version)
@@ -175,3 +176,14 @@ def _put_in_place(workspace: Workspace, stone: Tombstone) -> None:
             staged.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
             staged.replace(folder / "manifest.json")
             aside.replace(path)  # last: a kill before it leaves a file that is still to be replaced
+
+
+def _publish(workspace: Workspace, stone: Tombstone) -> None:
+    """Make what was published what is here now."""
+    if remote := workspace.remote:
+        for asset, version in sorted({(file.asset, file.version) for file in stone.files}):
+            folder = workspace.local_folder(asset, version)
+            if (folder / "manifest.json").exists():
+                remote.replace(folder, asset, version)
+            else:
+                remote.remove(asset, version)

@@ -58,15 +58,18 @@ def verify(workspace: Workspace, only: Version | None = None) -> list[Fault]:
     book, stones = Book(workspace), workspace.tombstones()
     known = [only] if only else versions(workspace)
     faults = [Fault(v.asset, v.version, what) for v in known if v.verdict == "PASS" for what in _faults(workspace, book, stones, v)]
-    return faults if only else [*faults, *_ledger(workspace), *_orphans(workspace, known)]
+    return faults if only else [*faults, *_ledger(workspace), *_orphans(workspace, known), *_published_orphans(workspace, known)]
 
 
 def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: Version) -> Iterator[str]:
     expected, forgotten = _expected_files(book, stones, version)
-    folder = workspace.version_folder(version.asset, version.version)
+    folder = workspace.local_folder(version.asset, version.version)
     if forgotten and not expected:  # all of its files were deleted
-        if folder.exists():
+        if workspace.is_there(version.asset, version.version):
             yield "its files should have been deleted (`udrl audit forget` was killed; say it again)"
+        return
+    if workspace.remote and (faults := list(workspace.remote.faults(version.asset, version.version, expected))):
+        yield from faults
         return
     try:
         workspace.check_files(version.asset, version.version)
@@ -145,6 +148,15 @@ def _orphans(workspace: Workspace, known: list[Version]) -> Iterator[Fault]:
         asset = folder.parent.as_posix()
         if not any(part.startswith(".") for part in folder.parts) and (asset, folder.name) not in entered and _is_version(manifest, asset):
             yield Fault(asset, folder.name, "its folder is not in the ledger (a run was killed here, or somebody put it there)")
+
+
+def _published_orphans(workspace: Workspace, known: list[Version]) -> Iterator[Fault]:
+    entered = {(v.asset, v.version) for v in known}
+    for asset, version in workspace.remote.published() if workspace.remote else []:
+        if (asset, version) not in entered:
+            yield Fault(
+                asset, version, "what was published of it is not in the ledger (a run was killed here, or another ledger's made it)"
+            )
 
 
 def _is_version(manifest: Path, asset: str) -> bool:

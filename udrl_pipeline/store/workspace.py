@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
@@ -25,6 +25,7 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.store import locks, promotions, tombstones
 from udrl_pipeline.store.database import Database, typed_errors
 from udrl_pipeline.store.promotions import Promotion
+from udrl_pipeline.store.remote import Remote
 from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
 from udrl_pipeline.store.tables import holdings
 from udrl_pipeline.store.tombstones import Forgotten, Tombstone
@@ -115,12 +116,24 @@ class Workspace:
         self.run_id = run_id or uuid.uuid4().hex
         self.folder = settings.artifacts_folder
         self.database = Database(self.folder / "udrl.duckdb")
+        self.remote = Remote(settings.artifacts_url, self.folder) if settings.artifacts_url else None
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
         return load_tasks(self.settings)
 
     def version_folder(self, asset: str, version: str) -> Path:
+        """Where the files of a version are; fetched, where they were published and are not here.
+
+        Raises:
+            RemoteError, CorruptArtifact: They cannot be fetched.
+        """
+        folder = self.local_folder(asset, version)
+        if self.remote and not (folder / "manifest.json").exists():
+            self.remote.fetch(asset, version, folder)
+        return folder
+
+    def local_folder(self, asset: str, version: str) -> Path:
         return self.folder / asset / version
 
     def scratch_folder(self, asset: str, name: str) -> Path:
@@ -172,7 +185,8 @@ class Workspace:
 
     def is_there(self, asset: str, version: str) -> bool:
         """Whether the files of a version are there; `check_files` looks into them."""
-        return (self.version_folder(asset, version) / "manifest.json").exists()
+        here = (self.local_folder(asset, version) / "manifest.json").exists()
+        return here or bool(self.remote and self.remote.manifest(asset, version))
 
     def reuse(self, asset: str, fingerprint: str) -> Version | None:
         """The version that these very inputs have made before, made current again; None if they made none.
@@ -181,8 +195,16 @@ class Workspace:
             CorruptArtifact: Its folder no longer holds what its manifest says.
         """
         made = self._one("asset = ? AND fingerprint = ? AND verdict = 'PASS'", [asset, fingerprint])
+        if self.remote and (unsent := self._unsent(asset, fingerprint)).exists():
+            waiting, *judged = _read_unsent(unsent)
+            if made is None or made.created_at < waiting.created_at:
+                return self._send(waiting, *judged)
+            unsent.unlink()  # the run was killed after it had entered it
         if made is None or not self.is_there(asset, made.version):
             return None
+        if self.remote and self.remote.manifest(asset, made.version) is None:  # from before `artifacts` was a URL
+            self._check_here(asset, made.version)
+            self.remote.publish(self.local_folder(asset, made.version), asset, made.version)
         self.check_files(asset, made.version)
         current = self.current(asset)
         if current is None or current.fingerprint != fingerprint:
@@ -218,7 +240,10 @@ class Workspace:
         )  # fmt: skip
         if passed:
             made = self._publish(made, write)
-        self._insert_version(made, expectations or [], quarantined or [])
+        if passed and self.remote:
+            made = self._send(made, expectations or [], quarantined or [])
+        else:
+            self._insert_version(made, expectations or [], quarantined or [])
         metrics.QUARANTINED_ROWS.add(len({row.item for row in quarantined or []}), asset=asset)
         return made
 
@@ -238,11 +263,23 @@ class Workspace:
         return manifest
 
     def check_files(self, asset: str, version: str) -> None:
-        """Compare a version's files with its manifest.
+        """Compare a version's files with its manifest, and that with the one that was published, which counts.
 
         Raises:
             CorruptArtifact: A file is missing or its bytes have changed.
+            RemoteError: What was published cannot be read.
         """
+        if self.remote and (folder := self.version_folder(asset, version)).exists():
+            published = self.remote.manifest(asset, version)
+            if published is None:
+                raise CorruptArtifact(
+                    "the object is missing", where=f"{self.remote.url}/{asset}/{version}/manifest.json", remedy=_rebuild(asset, version)
+                )
+            if published["files"] != self.manifest(asset, version)["files"]:  # some of it was forgotten from elsewhere
+                self.remote.fetch(asset, version, folder)
+        self._check_here(asset, version)
+
+    def _check_here(self, asset: str, version: str) -> None:
         folder, expected = self.version_folder(asset, version), self.manifest(asset, version)["files"]
         found = {name: digest for name, digest in files_sha256(folder).items() if name != "manifest.json"}
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -278,10 +315,40 @@ class Workspace:
             shutil.rmtree(staged, ignore_errors=True)
         return replace(made, files=manifest["files"])
 
+    # -- the object store -------------------------------------------------------------------------------------------
+
+    def _send(self, made: Version, expectations: list[Expected], quarantined: list[Quarantined]) -> Version:
+        """Publish a version that is here, then enter it; what is to be entered is kept until then, for a run that comes again."""
+        assert self.remote, "asked only where there is one"
+        unsent, folder = self._unsent(made.asset, made.fingerprint), self.local_folder(made.asset, made.version)
+        with typed_errors(unsent):
+            unsent.parent.mkdir(parents=True, exist_ok=True)
+            staged = unsent.with_suffix(".new")
+            staged.write_text(
+                json.dumps([asdict(made), *([asdict(e) for e in of_it] for of_it in (expectations, quarantined))], default=str)
+            )
+            staged.replace(unsent)
+        self._check_here(made.asset, made.version)
+        if not self.remote.publish(folder, made.asset, made.version):  # somebody made the same at the same time; theirs counts
+            self.remote.fetch(made.asset, made.version, folder)
+            made = replace(made, files=self.manifest(made.asset, made.version)["files"])
+        self._insert_version(made, expectations, quarantined)
+        unsent.unlink()
+        return made
+
+    def _unsent(self, asset: str, fingerprint: str) -> Path:
+        return self.folder / ".unsent" / asset / f"{fingerprint}.json"
+
     # -- ledger -----------------------------------------------------------------------------------------------------
 
     def begin_run(self) -> None:
-        """Enter this run into the ledger, once."""
+        """Enter this run into the ledger, once.
+
+        Raises:
+            RemoteError: What it makes could not be published.
+        """
+        if self.remote:
+            self.remote.prepare()
         git = git_state(self.settings.root)
         packages = {name: found for name in PACKAGES if (found := _installed(name))}
         host = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version(), "cores": os.cpu_count()}
@@ -395,6 +462,16 @@ def git_state(folder: Path) -> dict[str, Any]:
 
     sha = git("rev-parse", "HEAD")
     return {"sha": sha or "", "dirty": bool(sha and git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def _read_unsent(file: Path) -> tuple[Version, list[Expected], list[Quarantined]]:
+    """A version that was made and is not published yet, with what is to be entered of it."""
+    try:
+        made, expectations, quarantined = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptArtifact(f"cannot be read ({error})", where=str(file), remedy="delete it and run again") from error
+    at = datetime.fromisoformat(made["created_at"])
+    return Version(**made | {"created_at": at}), [Expected(**e) for e in expectations], [Quarantined(**q) for q in quarantined]
 
 
 def _installed(package: str) -> str | None:
