@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from udrl_pipeline.errors import CorruptArtifact, StoreFull, StoreLocked, StoreUnwritable
-from udrl_pipeline.store.database import Database, _migrations
+from udrl_pipeline.store.database import Database, migrations
 
 HOLD = """
 import sys, time, duckdb
@@ -92,8 +92,8 @@ def test_a_reader_cannot_write(database: Database) -> None:
 def test_an_older_file_is_brought_to_the_newest_schema_and_keeps_its_rows(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from udrl_pipeline.store import database as module
 
-    newer = {**module._migrations(), "9999_note.sql": "ALTER TABLE scores ADD COLUMN note VARCHAR DEFAULT 'none'"}
-    monkeypatch.setattr(module, "_migrations", lambda: newer)
+    newer = {**module.migrations(), "9999_note.sql": "ALTER TABLE scores ADD COLUMN note VARCHAR DEFAULT 'none'"}
+    monkeypatch.setattr(module, "migrations", lambda: newer)
     with Database(database.path).reader() as connection:
         assert connection.execute("SELECT row_key, note FROM scores").fetchall() == [("first", "none")]
         assert connection.execute("SELECT count(*) FROM migrations").fetchall() == [(len(newer),)]
@@ -102,11 +102,11 @@ def test_an_older_file_is_brought_to_the_newest_schema_and_keeps_its_rows(databa
 def test_a_migration_that_fails_leaves_the_file_as_it_was(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from udrl_pipeline.store import database as module
 
-    old = module._migrations()
-    monkeypatch.setattr(module, "_migrations", lambda: {**old, "9999_bad.sql": "ALTER TABLE scores ADD COLUMN note INT; SELECT broken"})
+    old = module.migrations()
+    monkeypatch.setattr(module, "migrations", lambda: {**old, "9999_bad.sql": "ALTER TABLE scores ADD COLUMN note INT; SELECT broken"})
     with pytest.raises(duckdb.BinderException), Database(database.path).writer():
         pass
-    monkeypatch.setattr(module, "_migrations", lambda: old)
+    monkeypatch.setattr(module, "migrations", lambda: old)
     with Database(database.path).reader() as connection:
         assert connection.execute("SELECT * FROM scores").fetchall() == [("first", "v1", 0.5)]
 
@@ -150,7 +150,7 @@ def test_several_processes_may_read_at_once(database: Database, hold) -> None:
 def test_two_processes_that_make_the_file_at_once_both_find_it_whole(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from udrl_pipeline.store.database import Database, _migrations
+from udrl_pipeline.store.database import Database, migrations
 with Database(Path({str(tmp_path / "udrl.duckdb")!r})).writer() as connection:
     connection.execute("INSERT INTO scores SELECT 'row ' || count(*), 'v1', 0.5 FROM scores")
 """
@@ -274,7 +274,7 @@ def test_what_was_deleted_is_gone_from_the_compacted_file_and_all_else_is_kept(t
     with database.reader() as connection:
         assert connection.execute("SELECT count(*), min(rowid), max(relevance) FROM scores").fetchall() == [(1000, 0, 999.0)]
         names = [name for (name,) in connection.execute("SELECT name FROM migrations ORDER BY name").fetchall()]
-    assert names == sorted(_migrations())
+    assert names == sorted(migrations())
     with pytest.raises(duckdb.ConstraintException), database.writer() as connection:
         connection.execute("INSERT INTO scores VALUES ('key1', 's', 1)")
 

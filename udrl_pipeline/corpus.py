@@ -18,13 +18,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from udrl_pipeline import metrics
-from udrl_pipeline.errors import CorruptArtifact, IntentsError, StoreFull, TeacherError
+from udrl_pipeline.errors import CorruptArtifact, IntentsError, TeacherError, UdrlError
 from udrl_pipeline.intents import Intent
 from udrl_pipeline.intents.asset import read_intents
 from udrl_pipeline.models import digest_of
 from udrl_pipeline.recorded import recorded_rows
 from udrl_pipeline.settings import Settings, TeacherSettings
-from udrl_pipeline.store.database import translate, typed_errors
+from udrl_pipeline.store import tombstones
+from udrl_pipeline.store.database import Connection, translate, typed_errors
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 from udrl_pipeline.tasks import Task
@@ -173,27 +174,27 @@ def import_rows(workspace: Workspace, file: Path, wanted: set[str] | None = None
 
     A key that is already there keeps its row; what was forgotten is left out. Returns the number of rows that are new.
     """
+    columns = ", ".join(COLUMNS[:-1])
     with workspace.database.writer() as connection:
-        keys = pd.DataFrame({"row_key": sorted(wanted)}) if wanted is not None else None
-        condition = """WHERE row_key NOT IN (SELECT subject FROM tombstones WHERE kind = 'row')
-            AND sha256(intent_key) NOT IN (SELECT subject FROM tombstones WHERE kind = 'intent')"""
-        if keys is not None:
-            connection.register("wanted", keys)
-            condition += " AND row_key IN (SELECT row_key FROM wanted)"
+        forgotten = tombstones.forgotten(tombstones.read(connection))
         before = _count(connection)
-        columns = ", ".join(COLUMNS[:-1])
         try:
+            with duckdb.connect() as reading:
+                if wanted is not None:
+                    reading.register("wanted", pd.DataFrame({"row_key": pd.Series(sorted(wanted), dtype="str")}))
+                chosen = "WHERE row_key IN (SELECT row_key FROM wanted)" if wanted is not None else ""
+                frame = reading.execute(f"SELECT {columns}, scorer_version, relevance FROM read_parquet(?) {chosen}", [str(file)]).df()
+            if forgotten:
+                frame = frame[~(frame.row_key.isin(forgotten.rows) | frame.intent_key.map(forgotten.holds_intent).astype(bool))]
+            connection.register("imported", frame)
+            connection.execute(f"INSERT INTO rows ({columns}, recorded) SELECT {columns}, true FROM imported ON CONFLICT DO NOTHING")
             connection.execute(
-                f"INSERT OR IGNORE INTO rows ({columns}, recorded) SELECT {columns}, true FROM read_parquet(?) {condition}", [str(file)]
+                """INSERT INTO scores (row_key, scorer_version, relevance) SELECT row_key, scorer_version, relevance FROM imported
+                   WHERE scorer_version IS NOT NULL ON CONFLICT DO NOTHING"""
             )
-            connection.execute(
-                f"""INSERT OR IGNORE INTO scores SELECT row_key, scorer_version, relevance FROM read_parquet(?)
-                    {condition} AND scorer_version IS NOT NULL""",
-                [str(file)],
-            )
-        except duckdb.Error as error:
-            if isinstance(translate(error, file), StoreFull):
-                raise  # the disk's fault, not the file's
+        except Exception as error:  # of either database
+            if isinstance(translate(error, file), UdrlError) and not isinstance(translate(error, file), CorruptArtifact):
+                raise  # the store's fault, not the file's
             raise CorruptArtifact(
                 f"is no file of rows ({str(error).splitlines()[0]})", where=str(file), remedy="write it with `udrl corpus export`"
             ) from error
@@ -220,7 +221,7 @@ def export_rows(workspace: Workspace, file: Path, keys: set[str] | None = None) 
     return int(frame.row_key.nunique())
 
 
-def _count(connection: duckdb.DuckDBPyConnection) -> int:
+def _count(connection: Connection) -> int:
     return int(connection.execute("SELECT count(*) FROM rows").fetchall()[0][0])
 
 
@@ -295,7 +296,7 @@ def commit_rows(workspace: Workspace, rows: list[tuple[Any, ...]]) -> None:
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     with workspace.database.writer() as connection:
         connection.register("frame", frame)
-        connection.execute(f"INSERT OR IGNORE INTO rows ({', '.join(COLUMNS)}) SELECT {', '.join(COLUMNS)} FROM frame")
+        connection.execute(f"INSERT INTO rows ({', '.join(COLUMNS)}) SELECT {', '.join(COLUMNS)} FROM frame ON CONFLICT DO NOTHING")
 
 
 def _publish(
@@ -337,7 +338,7 @@ def content_of(frame: pd.DataFrame) -> str:
 def find_rows(workspace: Workspace, keys: Sequence[str]) -> pd.DataFrame:
     """The rows of these keys, as far as they have been written, in the order of their keys. Columns as in `COLUMNS`."""
     with workspace.database.reader() as connection:
-        connection.register("planned", pd.DataFrame({"row_key": keys}))
+        connection.register("planned", pd.DataFrame({"row_key": pd.Series(keys, dtype="str")}))
         return connection.execute(f"SELECT {', '.join(COLUMNS)} FROM rows JOIN planned USING (row_key) ORDER BY row_key").df()
 
 

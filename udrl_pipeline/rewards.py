@@ -185,7 +185,7 @@ def score_missing(workspace: Workspace, frame: pd.DataFrame) -> tuple[pd.DataFra
         scored = pd.DataFrame({"row_key": chunk.row_key.to_numpy(), "scorer_version": scorer.version, "relevance": relevance[places]})
         with workspace.database.writer() as connection:
             connection.register("scored", scored)
-            connection.execute("INSERT OR IGNORE INTO scores SELECT row_key, scorer_version, relevance FROM scored")
+            connection.execute("INSERT INTO scores SELECT row_key, scorer_version, relevance FROM scored ON CONFLICT DO NOTHING")
         done = min(start + CHUNK, len(missing))
         rate = done / (time.monotonic() - began)
         logger.info("scored %d of %d rows, %.0f rows/s, %.0f s left", done, len(missing), rate, (len(missing) - done) / rate)
@@ -198,8 +198,8 @@ def _stored(workspace: Workspace, version: str, keys: pd.Series) -> "NDArray[np.
     with workspace.database.reader() as connection:
         connection.register("wanted", wanted)
         found = connection.execute(
-            """SELECT relevance FROM wanted LEFT JOIN (SELECT row_key, relevance FROM scores WHERE scorer_version = ?) USING (row_key)
-               ORDER BY place""",
+            """SELECT relevance FROM wanted LEFT JOIN (SELECT row_key, relevance FROM scores WHERE scorer_version = ?) AS known
+               USING (row_key) ORDER BY place""",
             [version],
-        )
-        return np.ma.filled(found.fetchnumpy()["relevance"].astype(float), np.nan)
+        ).df()
+    return found.relevance.to_numpy(dtype=float, na_value=np.nan).copy()

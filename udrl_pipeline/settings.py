@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -358,6 +359,11 @@ class Settings(_Settings):
     artifacts_cache: str = Field(
         "artifacts", description="While `artifacts` is a URL: the local folder where work is done and versions are kept"
     )
+    store: str | None = Field(
+        None,
+        pattern="^postgres(ql)?://",
+        description="Where the ledger and the rows are: a Postgres URL without a password (PGPASSWORD or ~/.pgpass has it); none: DuckDB",
+    )
     intents: IntentsSettings = IntentsSettings()
     tasks: TasksSettings = TasksSettings()
     teacher: TeacherSettings
@@ -380,6 +386,13 @@ class Settings(_Settings):
         if "://" in artifacts and "@" in artifacts.split("://", 1)[1].split("/", 1)[0]:
             raise ValueError("must hold no credentials: the environment has them, as the store's own tools read them")
         return artifacts
+
+    @field_validator("store")
+    @classmethod
+    def _holds_no_password(cls, store: str | None) -> str | None:
+        if store and (urlsplit(store).password or "password=" in store):
+            raise ValueError("must hold no password: it would stand in the ledger; set PGPASSWORD or write it to ~/.pgpass")
+        return store
 
     @property
     def root(self) -> Path:

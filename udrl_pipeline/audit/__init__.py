@@ -34,10 +34,7 @@ def quarantine(workspace: Workspace) -> list[SetAside]:
     """What the newest version of each asset does without, whether that version passed or not; sorted by asset, reason and item."""
     with workspace.database.reader() as connection:
         found = connection.execute(
-            """WITH newest AS (
-                   SELECT asset, version FROM versions
-                   QUALIFY row_number() OVER (PARTITION BY asset ORDER BY rowid DESC) = 1
-               )
+            """WITH newest AS (SELECT asset, version FROM versions WHERE rowid IN (SELECT max(rowid) FROM versions GROUP BY asset))
                SELECT asset, version, item, reason, detail, text FROM quarantine JOIN newest USING (asset, version)
                ORDER BY asset, reason, item"""
         ).fetchall()

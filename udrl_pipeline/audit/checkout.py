@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import pandas as pd
 import yaml
 
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.settings import Settings, load
-from udrl_pipeline.store.database import typed_errors
+from udrl_pipeline.store.database import Connection, typed_errors
 from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
 from udrl_pipeline.store.tables import ROWS
 from udrl_pipeline.store.workspace import Version, Workspace
@@ -72,7 +72,7 @@ def checkout(workspace: Workspace, version: Version, to: Path) -> Checkout:
 
 def _params(values: dict[str, Any], settings: Settings, version: Version) -> str:
     """The settings of a run as params.yaml; its relative paths still lead to where they led."""
-    values["artifacts"] = "artifacts"
+    values["artifacts"], values["store"] = "artifacts", None
     values["intents"]["sources"] = [str(settings.path(source)) for source in values["intents"]["sources"]]
     if folder := values["intents"].get("folder", settings.intents.folder):  # runs from before there was one do not name it
         values["intents"]["folder"] = str(settings.path(folder))
@@ -93,31 +93,28 @@ def _rooted(value: Any, settings: Settings) -> Any:
 
 
 def _copy_ledger(workspace: Workspace, there: Workspace, chosen: list[Version]) -> None:
-    with there.database.writer() as connection, typed_errors(workspace.database.path):
-        connection.execute(f"ATTACH '{_quoted(workspace.database.path)}' AS old (READ_ONLY)")
-        connection.execute("INSERT INTO runs SELECT * FROM old.runs WHERE list_contains(?, run_id)", [[v.run_id for v in chosen]])
-        connection.execute("INSERT INTO tombstones SELECT * FROM old.tombstones ORDER BY number")
+    with there.database.writer() as new, workspace.database.reader() as old:
+        _copy(old, new, "runs", "WHERE run_id = ANY(CAST(? AS VARCHAR[])) ORDER BY rowid", [[v.run_id for v in chosen]])
+        _copy(old, new, "tombstones", "ORDER BY number", [])
         for version in chosen:
             for table in OF_VERSIONS:
-                connection.execute(
-                    f"INSERT INTO {table} SELECT * FROM old.{table} WHERE asset = ? AND version = ? ORDER BY rowid",
-                    [version.asset, version.version],
-                )
-            row = connection.execute(
-                f"SELECT {COLUMNS} FROM old.versions WHERE asset = ? AND version = ? ORDER BY rowid DESC LIMIT 1",
+                _copy(old, new, table, "WHERE asset = ? AND version = ? ORDER BY rowid", [version.asset, version.version])
+            row = old.execute(
+                f"SELECT {COLUMNS} FROM versions WHERE asset = ? AND version = ? ORDER BY rowid DESC LIMIT 1",
                 [version.asset, version.version],
             ).fetchall()[0]
-            sealed = seal(connection, row, last_seal(connection))
-            connection.execute(f"INSERT INTO versions ({COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, sealed])
-            _copy_rows(connection, there.version_folder(version.asset, version.version) / ROWS)
+            sealed = seal(new, row, last_seal(new))
+            new.execute(f"INSERT INTO versions ({COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, sealed])
+            file = there.version_folder(version.asset, version.version) / ROWS
+            if file.exists():
+                old.register("wanted", pd.read_parquet(file, columns=["row_key"]))
+                for table in ("rows", "scores"):
+                    _copy(old, new, table, "WHERE row_key IN (SELECT row_key FROM wanted) ORDER BY row_key", [])
 
 
-def _copy_rows(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
-    if file.exists():
-        wanted = f"row_key IN (SELECT row_key FROM read_parquet('{_quoted(file)}'))"
-        for table in ("rows", "scores"):
-            connection.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM old.{table} WHERE {wanted}")
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
+def _copy(old: Connection, new: Connection, table: str, condition: str, values: list[Any]) -> None:
+    """Copy rows of a table, less those that are there already."""
+    names = [name for (name, *_) in new.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [table]).fetchall()]
+    columns = ", ".join(names)
+    new.register("copied", old.execute(f"SELECT {columns} FROM {table} {condition}", values).df())
+    new.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM copied ON CONFLICT DO NOTHING")

@@ -9,6 +9,7 @@ from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.history import history
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 
+RUN = ("run_id", "started_at", "git_sha", "git_dirty", "params", "packages", "host")
 PRODUCER = f"urn:udrl_pipeline:{__version__}"
 #: Run ids that are no UUID become one below this.
 RUNS = uuid.UUID("6d0c2f0e-3f6c-5b1e-9a0d-1f5d2c6b7a80")
@@ -81,9 +82,8 @@ def as_json(workspace: Workspace) -> dict[str, Any]:
     tombstones, promotions."""
     book = Book(workspace)
     with workspace.database.reader() as connection:
-        found = connection.execute("SELECT * FROM runs ORDER BY rowid")
-        names = [name for name, *_ in found.description or []]
-        runs = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        found = connection.execute(f"SELECT {', '.join(RUN)} FROM runs ORDER BY rowid").fetchall()
+    runs = [dict(zip(RUN, row, strict=True)) for row in found]
     for run in runs:
         run |= {name: json.loads(run[name]) for name in ("params", "packages", "host")} | {"started_at": run["started_at"].isoformat()}
     versions = [

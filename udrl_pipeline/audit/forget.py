@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pandas as pd
 
 from udrl_pipeline import corpus
@@ -21,7 +20,7 @@ from udrl_pipeline.audit.rows import INTENTS, intents_holding, places
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
 from udrl_pipeline.store import tombstones
-from udrl_pipeline.store.database import typed_errors
+from udrl_pipeline.store.database import Connection, typed_errors
 from udrl_pipeline.store.tables import ROWS, write_table
 from udrl_pipeline.store.tombstones import ForgottenFile, Kind, Tombstone, subject_of
 from udrl_pipeline.store.workspace import Workspace
@@ -73,7 +72,7 @@ def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, keys: l
         ideas = intents_holding(workspace, book, intent) if intent else []
         if not (keys or ideas or before):
             raise UdrlError(
-                f"nothing is known of this {kind}", where=str(workspace.database.path), remedy="write it as `udrl audit impact` finds it"
+                f"nothing is known of this {kind}", where=workspace.database.where, remedy="write it as `udrl audit impact` finds it"
             )
         if keys or ideas:
             learned = [touched for touched in touched_by(workspace, book, keys, holding) if touched.learned]
@@ -142,14 +141,17 @@ def _all_files(workspace: Workspace, asset: str, version: str) -> list[Forgotten
     return [ForgottenFile(asset, version, name, digest, None) for name, digest in sorted(files.items())]
 
 
-def _delete(connection: duckdb.DuckDBPyConnection, keys: list[str], needles: list[str]) -> None:
+def _delete(connection: Connection, keys: list[str], needles: list[str]) -> None:
+    # the databases have no common notion of a small letter
+    texts = connection.execute("SELECT DISTINCT item, text FROM quarantine WHERE text <> ''").fetchall()
+    shown = {item for item, text in texts if any(needle in text.casefold() for needle in needles)}
     connection.register("gone", pd.DataFrame({"row_key": pd.Series(keys, dtype="str")}))
-    connection.register("needles", pd.DataFrame({"needle": pd.Series(needles, dtype="str")}))
+    connection.register("shown", pd.DataFrame({"item": pd.Series(sorted(shown), dtype="str")}))
     for table in ("rows", "scores"):
         connection.execute(f"DELETE FROM {table} WHERE row_key IN (SELECT row_key FROM gone)")
     connection.execute(
         """UPDATE quarantine SET text = '', detail = '' WHERE item IN (SELECT row_key FROM gone)
-           OR EXISTS (SELECT 1 FROM needles WHERE contains(lower(text), needle))"""
+           OR item IN (SELECT item FROM shown)"""
     )
 
 

@@ -68,7 +68,7 @@ def _of_rows(workspace: Workspace, what: str, condition: str, value: str, remedy
         subject = subject_of(value) if condition == BY_INTENT else value
         stones = [stone for stone in workspace.tombstones() if stone.subject == subject]
         gone = f" any more: tombstone {stones[-1].number}, {stones[-1].reason}" if stones else ""
-        raise UdrlError(f"there is no {what}{gone}", where=str(workspace.database.path), remedy=remedy)
+        raise UdrlError(f"there is no {what}{gone}", where=workspace.database.where, remedy=remedy)
     holding = places(workspace, book, keys)
     found = {key: Touched(book.versions[key], "holds the idea") for key in ideas}
     found |= {key: Touched(book.versions[key], _held(rows)) for key, rows in holding.items()}
@@ -101,15 +101,18 @@ def _of_holdings(workspace: Workspace, column: str, digits: str) -> Impact:
     book, what = Book(workspace), "run" if column == "run_id" else "source"
     with workspace.database.reader() as connection:
         held = connection.execute(
-            f"SELECT asset, version, {column}, sum(rows) FROM holdings WHERE starts_with({column}, ?) GROUP BY ALL", [digits]
+            f"""SELECT asset, version, {column}, CAST(sum(rows) AS BIGINT) FROM holdings WHERE starts_with({column}, ?)
+                GROUP BY asset, version, {column}""",
+            [digits],
         ).fetchall()
-        stored = connection.execute(f"SELECT {column}, count(*) FROM rows WHERE starts_with({column}, ?) GROUP BY ALL", [digits]).fetchall()
+        counted = f"SELECT {column}, count(*) FROM rows WHERE starts_with({column}, ?) GROUP BY {column}"
+        stored = connection.execute(counted, [digits]).fetchall()
     made = {(v.asset, v.version): v.run_id for v in book.makings if what == "run" and v.run_id.startswith(digits)}
     names = {name for _, _, name, _ in held} | {name for name, _ in stored} | set(made.values())
     if len(names) != 1 or not digits:
         raise UdrlError(
             f"there is no {what} {digits!r}" if not names else f"{digits!r} is more than one {what}",
-            where=str(workspace.database.path),
+            where=workspace.database.where,
             remedy=f"say which: {', '.join(sorted(names)[:5])}" if names else f"`udrl audit trace VERSION` shows each version's {what}",
         )
     found = {(asset, version): Touched(book.versions[asset, version], f"holds {rows:,} rows") for asset, version, _, rows in held}

@@ -132,9 +132,7 @@ def trace_row(workspace: Workspace, book: Book, key: str) -> RowTrace:
     """
     found = corpus.find_rows(workspace, [key])
     if found.empty:
-        raise UdrlError(
-            f"there is no row {key!r}", where=str(workspace.database.path), remedy="row keys stand in the versions' rows.parquet"
-        )
+        raise UdrlError(f"there is no row {key!r}", where=workspace.database.where, remedy="row keys stand in the versions' rows.parquet")
     holding = places(workspace, book, [key])
     stands = [{"asset": asset, "version": version, **_plain(rows.iloc[0].drop("row_key"))} for (asset, version), rows in holding.items()]
     aside = [{"asset": asset, "version": version, "set aside": reason} for asset, version, _, reason in set_aside(workspace, [key])]

@@ -33,7 +33,9 @@ def places(workspace: Workspace, book: Book, keys: Sequence[str]) -> dict[Key, p
 def _intents_of(workspace: Workspace, keys: Sequence[str]) -> list[str]:
     """The intents that rows are about: tables are in their order, so that knowing them spares most of a table."""
     with workspace.database.reader() as connection:
-        found = connection.execute("SELECT DISTINCT intent_key FROM rows WHERE list_contains(?, row_key)", [list(keys)]).fetchall()
+        found = connection.execute(
+            "SELECT DISTINCT intent_key FROM rows WHERE row_key = ANY(CAST(? AS VARCHAR[]))", [list(keys)]
+        ).fetchall()
     return [intent for (intent,) in found]
 
 
@@ -47,7 +49,7 @@ def set_aside(workspace: Workspace, keys: Sequence[str]) -> list[tuple[str, str,
     """Where rows of these keys were set aside: (asset, version, row_key, reason)."""
     with workspace.database.reader() as connection:
         return connection.execute(
-            "SELECT asset, version, item, reason FROM quarantine WHERE list_contains(?, item) ORDER BY rowid", [list(keys)]
+            "SELECT asset, version, item, reason FROM quarantine WHERE item = ANY(CAST(? AS VARCHAR[])) ORDER BY rowid", [list(keys)]
         ).fetchall()
 
 

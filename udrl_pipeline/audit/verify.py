@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pandas as pd
 
 from udrl_pipeline import corpus, dataset, exploration, promotion
@@ -16,6 +15,7 @@ from udrl_pipeline.errors import CorruptArtifact
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import content_of as content_of_intents
 from udrl_pipeline.store import promotions, tombstones
+from udrl_pipeline.store.database import Connection
 from udrl_pipeline.store.seals import chain
 from udrl_pipeline.store.tables import ROWS, holdings
 from udrl_pipeline.store.tombstones import Tombstone
@@ -87,7 +87,7 @@ def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: 
         if parent not in book.versions:
             yield f"its parent {parent[0]} {parent[1]} is not in the ledger"
     with workspace.database.reader() as connection:
-        if version.files and holdings(connection, folder) != _counted(connection, version):
+        if version.files and holdings(folder) != _counted(connection, version):
             yield "the ledger counts other rows than its table holds"
     if forgotten:
         return  # its name tells what it held before
@@ -101,9 +101,10 @@ def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: 
         yield f"its content hashes to {found}"
 
 
-def _counted(connection: duckdb.DuckDBPyConnection, version: Version) -> list[tuple[str, str, int]]:
+def _counted(connection: Connection, version: Version) -> list[tuple[str, str, int]]:
     return connection.execute(
-        "SELECT source, run_id, rows FROM holdings WHERE asset = ? AND version = ? ORDER BY ALL", [version.asset, version.version]
+        "SELECT source, run_id, rows FROM holdings WHERE asset = ? AND version = ? ORDER BY source, run_id",
+        [version.asset, version.version],
     ).fetchall()
 
 

@@ -8,10 +8,11 @@ import errno
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Protocol
 
 import duckdb
 from filelock import FileLock
@@ -33,12 +34,38 @@ UNWRITABLE = ("Permission denied", "Read-only file system", "Not a directory", "
 UNWRITABLE_NUMBERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
+class Result(Protocol):
+    """What a question found."""
+
+    def fetchall(self) -> list[Any]: ...
+
+    def fetchone(self) -> Any: ...
+
+    def df(self) -> Any: ...
+
+
+class Connection(Protocol):
+    """What a reader or a writer gives: SQL that DuckDB and Postgres both understand, with `?` for values."""
+
+    def execute(self, query: str, parameters: Any = None, /) -> Result: ...
+
+    def register(self, name: str, frame: Any, /) -> Any: ...
+
+
 class Database:
     """The pipeline's DuckDB file; made, and brought to the newest schema, on first use."""
 
     def __init__(self, path: Path, wait_s: float = 60.0) -> None:
         self.path, self.wait_s = path, wait_s
+        self.where = str(path)
         self._migrated = False
+
+    def hold(self, asset: str, run_id: str, wait_s: float) -> AbstractContextManager[None]:
+        """Nothing: who shares a file shares a folder, and the lock is there (`locks.hold`)."""
+        return nullcontext()
+
+    def holders(self) -> list[Any]:
+        return []
 
     @contextmanager
     def writer(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -105,7 +132,7 @@ class Database:
 
     def _schema_is_old(self) -> bool:
         with closing(self._connect(read_only=True)) as connection:
-            return not set(_migrations()) <= _applied(connection)
+            return not set(migrations()) <= _applied(connection)
 
     def _is_there(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0  # an empty file is what is left when making it failed
@@ -141,7 +168,7 @@ class Database:
 
 
 @contextmanager
-def typed_errors(path: Path) -> Iterator[None]:
+def typed_errors(path: Path | str) -> Iterator[None]:
     """Raise what the block raises; in its typed form, where a user can cause it."""
     try:
         yield
@@ -156,10 +183,14 @@ def _says(error: Exception, phrases: tuple[str, ...]) -> bool:
     return any(phrase in str(error) for phrase in phrases)
 
 
-def translate(error: Exception, path: Path) -> Exception:
-    """The typed error behind a DuckDB or operating-system error, or the error itself where it is a programming fault."""
+def translate(error: Exception, path: Path | str) -> Exception:
+    """The typed error behind a database's or the operating system's, or the error itself where it is a programming fault."""
     if isinstance(error, UdrlError):
         return error
+    if type(error).__module__.startswith("psycopg2"):
+        from udrl_pipeline.store import postgres
+
+        return postgres.translate(error, path)
     number, first_line = getattr(error, "errno", None), (str(error).splitlines() or [""])[0]
     from_duckdb = isinstance(error, duckdb.Error)
     if number in FULL_NUMBERS or _says(error, FULL):  # some writers (safetensors) pass on the words only
@@ -188,7 +219,8 @@ def _applied(connection: duckdb.DuckDBPyConnection) -> set[str]:
     return {name for (name,) in connection.execute("SELECT name FROM migrations").fetchall()} if exists else set()
 
 
-def _migrations() -> dict[str, str]:
+def migrations() -> dict[str, str]:
+    """The SQL of each numbered migration by its name, in their order; both databases understand it."""
     folder = files("udrl_pipeline.store") / "migrations"
     return {f.name: f.read_text(encoding="utf-8") for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".sql")}
 
@@ -196,7 +228,7 @@ def _migrations() -> dict[str, str]:
 def _migrate(connection: duckdb.DuckDBPyConnection) -> None:
     """Apply each numbered migration that is not recorded yet, in the transaction that records it."""
     done = _applied(connection)
-    for name, sql in _migrations().items():
+    for name, sql in migrations().items():
         if name in done:
             continue
         connection.begin()

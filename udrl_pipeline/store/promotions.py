@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import duckdb
-
+from udrl_pipeline.store.database import Connection
 from udrl_pipeline.versioning import canonical, content_hash
 
 Action = Literal["promoted", "refused", "rolled back"]
@@ -49,7 +48,7 @@ class Promotion:
         }  # fmt: skip
 
 
-def read(connection: duckdb.DuckDBPyConnection) -> list[Promotion]:
+def read(connection: Connection) -> list[Promotion]:
     """Every entry, the oldest first."""
     found = connection.execute(f"SELECT {_COLUMNS} FROM promotions ORDER BY number").fetchall()
     told: list[list[Any]] = [[*row[:8], json.loads(row[8]), *row[9:]] for row in found]
@@ -57,7 +56,7 @@ def read(connection: duckdb.DuckDBPyConnection) -> list[Promotion]:
 
 
 def enter(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     asset: str,
     version: str,
     action: Action,
@@ -72,11 +71,13 @@ def enter(
     """Enter a decision, sealed with the one before it."""
     number = connection.execute("SELECT coalesce(max(number), 0) + 1 FROM promotions").fetchall()[0][0]
     row = [number, asset, version, action, by, in_use, report, reason, canonical(figures), run_id, datetime.now(UTC)]
-    connection.execute(f"INSERT INTO promotions VALUES ({', '.join('?' * len(row))}, ?)", [*row, _seal(row, _last_seal(connection))])
+    connection.execute(
+        f"INSERT INTO promotions ({_COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, _seal(row, _last_seal(connection))]
+    )
     return read(connection)[-1]
 
 
-def edited(connection: duckdb.DuckDBPyConnection) -> Iterator[int]:
+def edited(connection: Connection) -> Iterator[int]:
     """The numbers of entries that do not carry the seal that they should: they, or the one before, were edited or removed."""
     previous = ""
     for *row, carried in connection.execute(f"SELECT {_COLUMNS}, seal FROM promotions ORDER BY number").fetchall():
@@ -126,6 +127,6 @@ def _seal(row: list[Any], previous: str) -> str:
     return content_hash([previous, *told, at.astimezone(UTC).isoformat()], 64)
 
 
-def _last_seal(connection: duckdb.DuckDBPyConnection) -> str:
+def _last_seal(connection: Connection) -> str:
     found = connection.execute("SELECT seal FROM promotions ORDER BY number DESC LIMIT 1").fetchone()
     return found[0] if found else ""

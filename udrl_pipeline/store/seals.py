@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import duckdb
-
+from udrl_pipeline.store.database import Connection
 from udrl_pipeline.versioning import content_hash
 
 #: The columns of a row of `versions`, without its seal.
@@ -26,7 +25,7 @@ class Sealed:
     expected: str
 
 
-def seal(connection: duckdb.DuckDBPyConnection, row: Sequence[Any], previous: str) -> str:
+def seal(connection: Connection, row: Sequence[Any], previous: str) -> str:
     """The seal of a row (the columns of `versions` without the seal), whose parents and checks have been entered."""
     asset, version, fingerprint, run_id, created_at = row[0], row[1], row[2], row[6], row[7]
     parents = connection.execute(_PARENTS, [asset, version, fingerprint]).fetchall()
@@ -36,12 +35,12 @@ def seal(connection: duckdb.DuckDBPyConnection, row: Sequence[Any], previous: st
     return content_hash([previous, *row[:7], microseconds, *sealed, sorted(parents), sorted(checks)], 64)
 
 
-def last_seal(connection: duckdb.DuckDBPyConnection) -> str:
+def last_seal(connection: Connection) -> str:
     found = connection.execute("SELECT seal FROM versions ORDER BY rowid DESC LIMIT 1").fetchone()
     return (found[0] if found else None) or ""
 
 
-def chain(connection: duckdb.DuckDBPyConnection) -> Iterator[Sealed]:
+def chain(connection: Connection) -> Iterator[Sealed]:
     """Every row of the ledger, in its order."""
     previous = ""
     for *row, carried in connection.execute(f"SELECT {COLUMNS}, seal FROM versions ORDER BY rowid").fetchall():

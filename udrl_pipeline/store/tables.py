@@ -21,12 +21,13 @@ def write_table(frame: "pd.DataFrame", file: Path) -> None:
     frame.to_parquet(file, compression="zstd", index=False, row_group_size=GROUP_ROWS)
 
 
-def holdings(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[tuple[str, str, int]]:
+def holdings(folder: Path) -> list[tuple[str, str, int]]:
     """How many rows of which source and run a version's folder holds: (source, run, rows); empty where it holds no such table."""
     file = folder / ROWS
     if not file.exists():
         return []
-    columns = {name for name, *_ in connection.execute("DESCRIBE FROM read_parquet(?)", [str(file)]).fetchall()}
-    if not {"source", "run_id"} <= columns:
-        return []
-    return connection.execute("SELECT source, run_id, count(*) FROM read_parquet(?) GROUP BY ALL ORDER BY ALL", [str(file)]).fetchall()
+    with duckdb.connect() as connection:
+        columns = {name for name, *_ in connection.execute("DESCRIBE FROM read_parquet(?)", [str(file)]).fetchall()}
+        if not {"source", "run_id"} <= columns:
+            return []
+        return connection.execute("SELECT source, run_id, count(*) FROM read_parquet(?) GROUP BY ALL ORDER BY ALL", [str(file)]).fetchall()

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-import duckdb
-
+from udrl_pipeline.store.database import Connection
 from udrl_pipeline.versioning import canonical, content_hash
 
 Kind = Literal["intent", "row"]
@@ -58,12 +57,18 @@ class Forgotten:
         return bool(self.intents) and subject_of(key) in self.intents
 
 
+def forgotten(stones: Sequence[Tombstone]) -> Forgotten:
+    """What no run may make or take in again, as these say."""
+    subjects = [frozenset(stone.subject for stone in stones if stone.kind == kind) for kind in ("intent", "row")]
+    return Forgotten(*subjects)
+
+
 def subject_of(intent_key: str) -> str:
     """What stands for a normalised intent once the intent itself may not be kept."""
     return hashlib.sha256(intent_key.encode()).hexdigest()
 
 
-def read(connection: duckdb.DuckDBPyConnection) -> list[Tombstone]:
+def read(connection: Connection) -> list[Tombstone]:
     """Every tombstone, the oldest first."""
     found = connection.execute(f"SELECT {_COLUMNS} FROM tombstones ORDER BY number").fetchall()
     return [
@@ -72,19 +77,19 @@ def read(connection: duckdb.DuckDBPyConnection) -> list[Tombstone]:
     ]
 
 
-def enter(
-    connection: duckdb.DuckDBPyConnection, kind: Kind, subject: str, reason: str, row_keys: list[str], files: list[ForgottenFile]
-) -> Tombstone:
+def enter(connection: Connection, kind: Kind, subject: str, reason: str, row_keys: list[str], files: list[ForgottenFile]) -> Tombstone:
     """Enter a tombstone, sealed with the one before it."""
     number, makings = connection.execute(
         "SELECT (SELECT coalesce(max(number), 0) + 1 FROM tombstones), (SELECT count(*) FROM versions)"
     ).fetchall()[0]
     row = [number, kind, subject, reason, canonical(row_keys), canonical([list(file) for file in files]), makings, datetime.now(UTC)]
-    connection.execute("INSERT INTO tombstones VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [*row, _seal(row, _last_seal(connection))])
+    connection.execute(
+        f"INSERT INTO tombstones ({_COLUMNS}, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [*row, _seal(row, _last_seal(connection))]
+    )
     return read(connection)[-1]
 
 
-def edited(connection: duckdb.DuckDBPyConnection) -> Iterator[int]:
+def edited(connection: Connection) -> Iterator[int]:
     """The numbers of tombstones that do not carry the seal that they should: they, or the one before, were edited or removed."""
     previous = ""
     for *row, carried in connection.execute(f"SELECT {_COLUMNS}, seal FROM tombstones ORDER BY number").fetchall():
@@ -102,6 +107,6 @@ def _seal(row: list[object], previous: str) -> str:
     return content_hash([previous, *told, at.astimezone(UTC).isoformat()], 64)
 
 
-def _last_seal(connection: duckdb.DuckDBPyConnection) -> str:
+def _last_seal(connection: Connection) -> str:
     found = connection.execute("SELECT seal FROM tombstones ORDER BY number DESC LIMIT 1").fetchone()
     return found[0] if found else ""

@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,13 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from udrl_pipeline import metrics
 from udrl_pipeline.errors import CorruptArtifact, UdrlError
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store import locks, promotions, tombstones
-from udrl_pipeline.store.database import Database, typed_errors
+from udrl_pipeline.store.database import Connection, Database, typed_errors
+from udrl_pipeline.store.postgres import PostgresDatabase
 from udrl_pipeline.store.promotions import Promotion
 from udrl_pipeline.store.remote import Remote
 from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
@@ -115,7 +114,7 @@ class Workspace:
         self.settings = settings
         self.run_id = run_id or uuid.uuid4().hex
         self.folder = settings.artifacts_folder
-        self.database = Database(self.folder / "udrl.duckdb")
+        self.database = PostgresDatabase(settings.store) if settings.store else Database(self.folder / "udrl.duckdb")
         self.remote = Remote(settings.artifacts_url, self.folder) if settings.artifacts_url else None
 
     @cached_property
@@ -147,13 +146,16 @@ class Workspace:
         """Remove work in progress on an asset: that of one name, or all."""
         shutil.rmtree(self.folder / ".work" / asset / name, ignore_errors=True)
 
-    def lock(self, asset: str, wait_s: float = 30.0) -> AbstractContextManager[None]:
-        """Only one process at a time makes an asset (`locks.hold`)."""
-        return locks.hold(self.folder, asset, self.run_id, wait_s)
+    @contextmanager
+    def lock(self, asset: str, wait_s: float = 30.0) -> Iterator[None]:
+        """Only one process at a time makes an asset: of those that share the folder (`locks.hold`), and of those that share the ledger."""
+        with locks.hold(self.folder, asset, self.run_id, wait_s), self.database.hold(asset, self.run_id, wait_s):
+            yield
 
     def holders(self) -> list[locks.Holder]:
         """Who makes an asset now, and who was killed while making one that nobody has made since."""
-        return locks.holders(self.folder)
+        here = locks.holders(self.folder)
+        return [*here, *(h for h in self.database.holders() if (h.asset, h.run_id) not in {(k.asset, k.run_id) for k in here})]
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
@@ -354,7 +356,7 @@ class Workspace:
         host = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version(), "cores": os.cpu_count()}
         with self.database.writer() as connection:
             connection.execute(
-                "INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 [
                     self.run_id,
                     datetime.now(UTC),
@@ -370,9 +372,9 @@ class Workspace:
         """What was expected of a version when it was last judged, in the order of the suite."""
         with self.database.reader() as connection:
             found = connection.execute(
-                """SELECT expectation, passed, blocking, observed FROM quality_results WHERE asset = ? AND version = ?
-                   QUALIFY run_id = last_value(run_id) OVER (ORDER BY rowid ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-                   ORDER BY rowid""",
+                """WITH judged AS (SELECT *, rowid AS place FROM quality_results WHERE asset = ? AND version = ?)
+                   SELECT expectation, passed, blocking, observed FROM judged
+                   WHERE run_id = (SELECT run_id FROM judged ORDER BY place DESC LIMIT 1) ORDER BY place""",
                 [asset, version],
             ).fetchall()
         return [Expected(name, passed, blocking, json.loads(observed)) for name, passed, blocking, observed in found]
@@ -392,19 +394,20 @@ class Workspace:
             if quarantined:
                 import pandas as pd
 
-                frame = pd.DataFrame([(made.asset, made.version, q.item, q.reason, q.detail, q.text) for q in quarantined])
+                columns = ["asset", "version", "item", "reason", "detail", "text"]
+                frame = pd.DataFrame([(made.asset, made.version, q.item, q.reason, q.detail, q.text) for q in quarantined], columns=columns)
                 connection.register("frame", frame)
-                connection.execute("INSERT OR IGNORE INTO quarantine SELECT * FROM frame")
+                connection.execute("INSERT INTO quarantine SELECT * FROM frame ON CONFLICT DO NOTHING")
             self.enter_holdings(connection, made.asset, made.version)
             row = [made.asset, made.version, made.fingerprint, made.code_version, made.rows, made.verdict, self.run_id,
                    datetime.now(UTC), canonical(made.params), canonical(made.facts), canonical(made.files)]  # fmt: skip
             sealed = seal(connection, row, last_seal(connection))
             connection.execute(f"INSERT INTO versions ({COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, sealed])
 
-    def enter_holdings(self, connection: duckdb.DuckDBPyConnection, asset: str, version: str) -> None:
+    def enter_holdings(self, connection: Connection, asset: str, version: str) -> None:
         """Count the rows in a version's folder anew."""
         connection.execute("DELETE FROM holdings WHERE asset = ? AND version = ?", [asset, version])
-        for found in holdings(connection, self.version_folder(asset, version)):
+        for found in holdings(self.version_folder(asset, version)):
             connection.execute("INSERT INTO holdings VALUES (?, ?, ?, ?, ?)", [asset, version, *found])
 
     def tombstones(self) -> list[Tombstone]:
@@ -419,9 +422,7 @@ class Workspace:
 
     def forgotten(self) -> Forgotten:
         """What no run may make or take in again."""
-        stones = self.tombstones()
-        subjects = [frozenset(stone.subject for stone in stones if stone.kind == kind) for kind in ("intent", "row")]
-        return Forgotten(*subjects)
+        return tombstones.forgotten(self.tombstones())
 
     def ledger(self) -> list[Version]:
         """Every row of the ledger, the oldest first: a version that was made, or made current, again stands there again."""
@@ -432,8 +433,9 @@ class Workspace:
 
     def _read(self, condition: str, values: list[Any]) -> list[Version]:
         with self.database.reader() as connection:
-            rows = connection.execute(f"SELECT {COLUMNS} FROM (SELECT *, rowid FROM versions WHERE {condition}) ORDER BY rowid", values)
-            found = rows.fetchall()
+            # what is asked for may end in an order and a limit of its own
+            question = f"SELECT {COLUMNS} FROM (SELECT {COLUMNS}, rowid AS place FROM versions WHERE {condition}) AS found ORDER BY place"
+            found = connection.execute(question, values).fetchall()
             # the parents of a making are told by its fingerprint; those from before there was one fit every making
             of_these = "WHERE asset = ? AND version = ?" if len(found) == 1 else ""
             parents: dict[tuple[str, str], list[tuple[str | None, str, str]]] = {}
