@@ -38,7 +38,8 @@ def s3_server(folder: Path) -> Iterator[str]:
                 urllib.request.urlopen(f"{address}/moto-api/", timeout=5).close()
                 break
             except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "s3.log").read_text()
+                starting = process.poll() is None and time.monotonic() < deadline
+                assert starting, (folder / "s3.log").read_text()
                 time.sleep(0.05)
         yield address
     finally:

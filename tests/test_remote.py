@@ -91,8 +91,8 @@ def test_a_version_is_published_under_names_that_tell_its_content(machine: Calla
     workspace.begin_run()
     made = record(workspace)
     assert names(s3) == sorted([
-        "udrl.json", "corpus/v1/manifest.json",
-        f"corpus/v1/{digest_of(workspace, 'inner/note.txt')}/inner/note.txt", f"corpus/v1/{digest_of(workspace, 'rows.parquet')}/rows.parquet",
+        "udrl.json", "corpus/v1/manifest.json", f"corpus/v1/{digest_of(workspace, 'inner/note.txt')}/inner/note.txt",
+        f"corpus/v1/{digest_of(workspace, 'rows.parquet')}/rows.parquet",
     ])  # fmt: skip
     manifest = json.loads(s3.cat("udrl/project/corpus/v1/manifest.json"))
     assert manifest == workspace.manifest("corpus", "v1")

@@ -109,12 +109,16 @@ def _copy_ledger(workspace: Workspace, there: Workspace, chosen: list[Version]) 
             if file.exists():
                 old.register("wanted", pd.read_parquet(file, columns=["row_key"]))
                 for table in ("rows", "scores"):
-                    _copy(old, new, table, "WHERE row_key IN (SELECT row_key FROM wanted) ORDER BY row_key", [])
+                    _copy(old, new, table, "WHERE row_key IN (SELECT row_key FROM wanted) ORDER BY row_key", [], "ON CONFLICT DO NOTHING")
 
 
-def _copy(old: Connection, new: Connection, table: str, condition: str, values: list[Any]) -> None:
-    """Copy rows of a table, less those that are there already."""
+def _copy(old: Connection, new: Connection, table: str, condition: str, values: list[Any], otherwise: str = "") -> None:
+    """Copy rows of a table.
+
+    Args:
+        otherwise: What to do with a row that is there already.
+    """
     names = [name for (name, *_) in new.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [table]).fetchall()]
     columns = ", ".join(names)
     new.register("copied", old.execute(f"SELECT {columns} FROM {table} {condition}", values).df())
-    new.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM copied ON CONFLICT DO NOTHING")
+    new.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM copied {otherwise}")

@@ -138,7 +138,7 @@ class PostgresDatabase:
                 asset: connection.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(?, 0))", [_named(asset)]).fetchall()[0][0]
                 for asset, *_ in found
             }
-        return [Holder(*row, lives=not free[row[0]]) for row in found]
+        return [Holder(asset, run_id, process, since, not free[asset]) for asset, run_id, process, since in found]
 
     def _held(self, asset: str) -> StoreLocked:
         with self.reader() as connection:

@@ -198,9 +198,9 @@ class Workspace:
         """
         made = self._one("asset = ? AND fingerprint = ? AND verdict = 'PASS'", [asset, fingerprint])
         if self.remote and (unsent := self._unsent(asset, fingerprint)).exists():
-            waiting, *judged = _read_unsent(unsent)
+            waiting, expectations, quarantined = _read_unsent(unsent)
             if made is None or made.created_at < waiting.created_at:
-                return self._send(waiting, *judged)
+                return self._send(waiting, expectations, quarantined)
             unsent.unlink()  # the run was killed after it had entered it
         if made is None or not self.is_there(asset, made.version):
             return None
