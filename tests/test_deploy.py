@@ -1,7 +1,6 @@
 """The files of deploy/: each is checked by the tool that reads it, and the processes that a server runs do run, on a real Postgres."""
 
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ from dagster._core.workspace.load import location_origins_from_yaml_paths
 
 from benchmarks.operations.graphql import ask
 from conftest import REPOSITORY
+from servers import free_port, postgres_server
 
 DEPLOY = REPOSITORY / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -30,39 +30,15 @@ def read(name: str) -> Any:
     return yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
 
 
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Postgres server of its own, as the environment that deploy/dagster.yaml reads."""
     pytest.importorskip("dagster_postgres")
-    if not shutil.which("initdb") or not shutil.which("pg_ctl"):
-        pytest.skip("there is no Postgres here")
-    folder = tmp_path_factory.mktemp("postgres")
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # which Postgres refuses to run as
-        if "postgres" not in {user.pw_name for user in pwd.getpwall()}:
-            pytest.skip("root cannot start Postgres, and there is no user postgres")
-        as_user = ["runuser", "-u", "postgres", "--"]
-        for parent in (folder, *folder.parents):
-            if parent.owner() == "root" and parent != Path("/") and "pytest" in str(parent):
-                parent.chmod(0o755)
-        shutil.chown(folder, "postgres")
-    data, port = folder / "data", free_port()
-    subprocess.run([*as_user, "initdb", "-D", str(data), "-U", "udrl", "-A", "trust"], check=True, capture_output=True)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    control = [*as_user, "pg_ctl", "-D", str(data), "-l", str(folder / "log"), "-w"]
-    subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True)
-    subprocess.run([*as_user, "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "udrl", "udrl"], check=True)
-    yield {
-        "UDRL_POSTGRES_HOST": "127.0.0.1", "UDRL_POSTGRES_PORT": str(port), "UDRL_POSTGRES_USER": "udrl",
-        "UDRL_POSTGRES_PASSWORD": "unused", "UDRL_POSTGRES_DB": "udrl",
-    }  # fmt: skip
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as port:
+        yield {
+            "UDRL_POSTGRES_HOST": "127.0.0.1", "UDRL_POSTGRES_PORT": str(port), "UDRL_POSTGRES_USER": "udrl",
+            "UDRL_POSTGRES_PASSWORD": "unused", "UDRL_POSTGRES_DB": "udrl",
+        }  # fmt: skip
 
 
 @pytest.fixture
