@@ -127,7 +127,15 @@ def test_a_run_that_makes_everything_leaves_nothing_to_ask_for(graph: Graph) -> 
 def test_the_default_assets_are_automated_and_what_is_made_on_demand_is_not() -> None:
     specs = {spec.key.to_user_string(): spec for spec in project.resolve_all_asset_specs()}
     automated = {name for name, spec in specs.items() if spec.automation_condition}
-    assert automated >= {"intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student/sft", "student_export/udrl", "evaluation_report"}
+    assert automated >= {
+        "intents",
+        "teacher_corpus",
+        "labeled_dataset",
+        "student/udrl",
+        "student/sft",
+        "student_export/udrl",
+        "evaluation_report",
+    }
     assert not automated & {"student/sft-top", "student/reward-weighted", "student/udrl-rounds", "explored_rows"}
     assert {name for name, spec in specs.items() if spec.freshness_policy} == {"student/udrl", "student/sft", "evaluation_report"}
 
