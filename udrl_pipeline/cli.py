@@ -46,8 +46,8 @@ def main() -> None:
 def run(
     params: str | None, preset: str | None, overrides: tuple[str, ...], select: tuple[str, ...], as_json: bool, copy_to: str | None
 ) -> None:
-    """Bring the assets up to date: intents, teacher_corpus, labeled_dataset, student/udrl, evaluation_report,
-    student_export/udrl, promotion.
+    """Bring the assets up to date: intents, teacher_corpus, labeled_dataset, student/udrl, student/sft,
+    evaluation_report, student_export/udrl, promotion.
 
     What is there and unchanged is left alone. A run that was killed resumes. The report is also copied to report.html.
     """
