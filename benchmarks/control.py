@@ -1,4 +1,4 @@
-"""What makes a command work: rows, parameters, bins, order, dropout, quantiles, reward, length tokens, seeds. One line a student.
+"""What makes a command work: start, rows, parameters, bins, order, dropout, quantiles, reward, length tokens, seeds. One line a student.
 
     .venv/bin/python benchmarks/control.py [--steps 200] [--only rows] [--out FILE]        (after `make run`)
 
@@ -56,7 +56,10 @@ class Line:
     one_scale: bool = False
 
 
+#: Every line starts from the teacher's layers: the recorded student has seen all rows already.
+BASE: dict[str, Any] = {"student.init_from": "pruned-teacher", "student.learning_rate": 1.2e-3}
 LINES = [
+    Line("start", "recorded student", {"student.init_from": "recorded", "student.learning_rate": 4e-4}),
     *(Line("seed", str(seed), {"student.seed": seed}) for seed in (11, 12, 13)),
     *(Line("rows", f"{rows:,}", rows=rows) for rows in (1_000, 3_000, 10_000)),
     Line("layers", "4", {"student.prune.layers": [0, 1, 28, 29]}),
@@ -103,7 +106,7 @@ def labelled(rows: pd.DataFrame, line: Line, settings: Settings) -> tuple[pd.Dat
 
 def measure(line: Line, bench: Bench) -> dict[str, Any]:
     """Train the student of a line and ask it."""
-    options = settings_module.load(overrides=line.overrides)
+    options = settings_module.load(overrides=BASE | line.overrides)
     rows, edges = labelled(bench.rows, line, options)
     train, validation = rows[rows.split == "train"], rows[rows.split == "validation"]
     space, student = CommandSpace.measure(train, edges, options.commands), options.student
@@ -193,7 +196,7 @@ def as_markdown(study: dict[str, Any]) -> str:
     for group in dict.fromkeys(r["group"] for r in results):
         lines = [r for r in results if r["group"] == group]
         if group != "seed":
-            lines = [{**reference, "name": "as in params.yaml"}, *lines]
+            lines = [{**reference, "name": "reference"}, *lines]
         parts.append(f"| {group} | rows | parameters | " + " | ".join(SHOWN) + " |\n|" + "---|" * (len(SHOWN) + 3))
         parts[-1] += "".join(
             f"\n| {r['name']} | {r['rows']:,} | {r['parameters'] / 1e6:.1f}M | " + " | ".join(_shown(overall(r, n)) for n in SHOWN) + " |"
