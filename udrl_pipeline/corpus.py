@@ -7,9 +7,11 @@ append-only. Generation fills only the keys that are missing, in chunks that are
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,7 +31,7 @@ from udrl_pipeline.store.database import Connection, translate, typed_errors
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 from udrl_pipeline.tasks import Task
-from udrl_pipeline.teacher import Refusal, Reply, Request, open_engine
+from udrl_pipeline.teacher import Engine, Refusal, Reply, Request, open_engine
 from udrl_pipeline.versioning import ROW_KEY_DIGITS, canonical, code_version, content_hash, rows_hash
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ COLUMNS = (
     "row_key", "task", "intent", "intent_key", "text", "tokens", "finish_reason", "engine", "engine_version", "source",
     "template_hash", "sampling", "asked_words", "examples", "sample", "run_id", "created_at", "recorded",
 )  # fmt: skip
+#: Why rows are set aside that no worker of the cluster could make.
+SHARD_FAILED = "shard failed"
 #: The columns that the content hash counts.
 HASHED = ("row_key", "text", "finish_reason")
 
@@ -134,6 +138,11 @@ def build(workspace: Workspace) -> Version:
         imported = _import_recorded(workspace, missing) if settings.teacher.recorded and missing else 0
         missing = missing_rows(workspace, missing) if imported else missing
         refused, work = _generate(workspace, missing, source)
+        if failed := [row.item for row in refused if row.reason == SHARD_FAILED]:
+            logger.warning("%d rows of shards that failed are set aside; the next run asks for them again", len(failed))
+            # not what these inputs make: the next run shall not take it for that, but ask again
+            params["failed"] = rows_hash(failed)
+            fingerprint = workspace.fingerprint(ASSET, code, params, parents)
         return _publish(
             workspace, planned, refused + left_out, fingerprint=fingerprint, code_version=code, params=params, parents=parents,
             facts={"imported": imported}, started=started, work=work,
@@ -225,41 +234,111 @@ def _count(connection: Connection) -> int:
     return int(connection.execute("SELECT count(*) FROM rows").fetchall()[0][0])
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What came of a planned row, and which engine it was asked."""
+
+    row: PlannedRow
+    reply: Reply | Refusal
+    engine: str
+    engine_version: str
+
+
 def _generate(workspace: Workspace, missing: list[PlannedRow], source: str) -> tuple[list[Quarantined], dict[str, float]]:
     """Ask the teacher for the missing rows, chunk by chunk, each committed. Returns what it refused, and the work done."""
     if not missing:
         return [], {"teacher_rows": 0, "teacher_tokens": 0}
-    settings, refused, tokens, done = workspace.settings, [], 0, 0
+    refused, tokens, done = list[Quarantined](), 0, 0
     logger.info("%d rows are missing; starting the teacher", len(missing))
-    engine = open_engine(settings)
     started = time.monotonic()
-    try:
-        with tqdm(total=len(missing), unit="row", desc="teacher", disable=None) as bar:
-            size = min(FIRST_CHUNK, settings.teacher.chunk_rows)
-            while done < len(missing):
-                began, chunk = time.monotonic(), missing[done : done + size]
-                replies = engine.generate([request(workspace.tasks[row.task], row, settings.teacher) for row in chunk])
-                rows, written = [], Counter[str]()
-                for row, reply in zip(chunk, replies, strict=True):
-                    if isinstance(reply, Refusal):
-                        refused.append(Quarantined(row.row_key, "teacher refused", reply.reason, row.intent))
-                    else:
-                        tokens += reply.tokens
-                        written[row.task] += reply.tokens
-                        rows.append(_record(workspace, row, reply, engine.name, engine.version, source))
-                commit_rows(workspace, rows)
-                _count_written(rows, written)
-                size = next_chunk(size, time.monotonic() - began, settings.teacher.chunk_rows)
-                bar.update(len(chunk))
-                done += len(chunk)
-                rate = done / (time.monotonic() - started)
-                logger.info("%d of %d rows, %.1f rows/s, %.0f s left", done, len(missing), rate, (len(missing) - done) / rate)
-    finally:
-        engine.close()
+    ask = _ask_on_ray if workspace.settings.teacher.cluster == "ray" else _ask_here
+    with tqdm(total=len(missing), unit="row", desc="teacher", disable=None) as bar, closing(ask(workspace, missing)) as chunks:
+        for chunk in chunks:
+            rows, written = [], Counter[str]()
+            for answered in chunk:
+                row, reply = answered.row, answered.reply
+                if isinstance(reply, Refusal):
+                    refused.append(Quarantined(row.row_key, reply.kind, reply.reason, row.intent))
+                else:
+                    tokens += reply.tokens
+                    written[row.task] += reply.tokens
+                    rows.append(_record(workspace, row, reply, answered.engine, answered.engine_version, source))
+            commit_rows(workspace, rows)
+            _count_written(rows, written)
+            bar.update(len(chunk))
+            done += len(chunk)
+            rate = done / (time.monotonic() - started)
+            logger.info("%d of %d rows, %.1f rows/s, %.0f s left", done, len(missing), rate, (len(missing) - done) / rate)
     seconds = time.monotonic() - started
     written_rows = len(missing) - len(refused)
     speed = {"rows_per_s": round(written_rows / seconds, 2), "tokens_per_s": round(tokens / seconds, 1)}
     return refused, {"teacher_rows": written_rows, "teacher_tokens": tokens, "teacher_seconds": round(seconds, 2), **speed}
+
+
+def _ask_here(workspace: Workspace, missing: list[PlannedRow]) -> Generator[list[Answered]]:
+    teacher, done = workspace.settings.teacher, 0
+    engine = open_engine(workspace.settings)
+    try:
+        size = min(FIRST_CHUNK, teacher.chunk_rows)
+        while done < len(missing):
+            began, chunk = time.monotonic(), missing[done : done + size]
+            replies = engine.generate([request(workspace.tasks[row.task], row, teacher) for row in chunk])
+            yield [Answered(row, reply, engine.name, engine.version) for row, reply in zip(chunk, replies, strict=True)]
+            size = next_chunk(size, time.monotonic() - began, teacher.chunk_rows)
+            done += len(chunk)
+    finally:
+        engine.close()
+
+
+def _ask_on_ray(workspace: Workspace, missing: list[PlannedRow]) -> Generator[list[Answered]]:
+    """Each chunk is what came of a shard. Rows of one that failed too often are set aside; the next run asks for them again."""
+    from udrl_pipeline import cluster
+
+    settings, planned = workspace.settings, {row.row_key: row for row in missing}
+    most = cluster.shard_rows(len(missing), settings.teacher.chunk_rows, settings.ray)
+    columns = ["row_key", "task", "intent", "intent_key", "sample", "asked_words"]
+    work = cluster.work_on(
+        workspace,
+        ASSET,
+        pd.DataFrame([[getattr(row, column) for column in columns] for row in missing], columns=columns),
+        partial(_Teacher, settings, workspace.tasks, open_engine),
+        cluster.Sizes(most, min(FIRST_CHUNK, most), partial(next_chunk, most=most)),
+        gpus=settings.ray.gpus * settings.teacher.tensor_parallel,
+    )
+    for made in work:
+        answered = {key: Answered(planned[key], Refusal(made.reason, SHARD_FAILED), "", "") for key in made.left}
+        for key, text, tokens, finish, refusal, *engine in [] if made.rows is None else made.rows[ANSWER].itertuples(index=False):
+            if key in planned:  # what a run with other intents left behind is nobody's
+                answered[key] = Answered(planned[key], Refusal(refusal) if refusal else Reply(text, int(tokens), finish), *engine)
+        yield list(answered.values())
+
+
+#: What a worker of the cluster hands back of a row.
+ANSWER = ["row_key", "text", "tokens", "finish_reason", "refusal", "engine", "engine_version"]
+
+
+class _Teacher:
+    """The teacher on a worker of the cluster."""
+
+    def __init__(self, settings: Settings, tasks: Mapping[str, Task], start: Callable[[Settings], Engine]) -> None:
+        self._teacher, self._tasks, self._engine = settings.teacher, tasks, start(settings)
+
+    def __call__(self, rows: pd.DataFrame) -> pd.DataFrame:
+        planned = [PlannedRow(**row, sampling=sampling_of(self._teacher, row["asked_words"])) for row in rows.to_dict("records")]
+        replies = self._engine.generate([request(self._tasks[row.task], row, self._teacher) for row in planned])
+        engine = (self._engine.name, self._engine.version)
+        return pd.DataFrame(
+            [
+                (row.row_key, "", 0, "", reply.reason, *engine)
+                if isinstance(reply, Refusal)
+                else (row.row_key, reply.text, reply.tokens, reply.finish_reason, "", *engine)
+                for row, reply in zip(planned, replies, strict=True)
+            ],
+            columns=ANSWER,
+        )
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 def _count_written(rows: list[tuple[Any, ...]], tokens: Counter[str]) -> None:

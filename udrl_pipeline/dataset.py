@@ -40,7 +40,7 @@ def build(workspace: Workspace) -> Version:
     started, settings = time.monotonic(), workspace.settings
     code = code_version(SOURCES)
     params = {
-        "rewards": settings.rewards.model_dump(mode="json", exclude={"scorer"}),
+        "rewards": settings.rewards.model_dump(mode="json", exclude={"scorer", "cluster"}),
         "scorer": rewards.scorer_version(settings),
         "quality": settings.quality.model_dump(mode="json"),
         "quality_bins": settings.commands.quality_bins,

@@ -35,6 +35,10 @@ class TeacherError(UdrlError):
     """The teacher engine cannot start or does not answer."""
 
 
+class ClusterError(UdrlError):
+    """A cluster cannot be used: Ray is not installed, not there, or its workers do not see what they need."""
+
+
 class StoreLocked(UdrlError):
     """Another process holds the DuckDB file or the asset's lock."""
 

@@ -66,7 +66,7 @@ def build(workspace: Workspace) -> Version:
         "intents": options.intents,
         "samples": options.samples,
         "sampling": settings.evaluation.sampling,
-        "rewards": settings.rewards.model_dump(mode="json", exclude={"scorer"}),
+        "rewards": settings.rewards.model_dump(mode="json", exclude={"scorer", "cluster"}),
         "scorer": rewards.scorer_version(settings),
         "quality": settings.quality.model_dump(mode="json"),
         "quality_bins": settings.commands.quality_bins,

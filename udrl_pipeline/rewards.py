@@ -13,14 +13,15 @@ when a dataset is labelled, so that a new weight or cap never scores a text agai
 import logging
 import re
 import time
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from udrl_pipeline.errors import ModelError
+from udrl_pipeline.errors import ClusterError, ModelError
 from udrl_pipeline.models import digest_of, resolve
 from udrl_pipeline.settings import RewardSettings, Settings
 from udrl_pipeline.store.workspace import Workspace
@@ -175,21 +176,67 @@ def scorer_version(settings: Settings) -> str:
 
 def score_missing(workspace: Workspace, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Add `relevance` to rows, scoring only those without a score of the current scorer. Returns them and how many were scored."""
-    scorer = Scorer(workspace.settings)
-    relevance = _stored(workspace, scorer.version, frame.row_key)
-    missing, began = np.flatnonzero(np.isnan(relevance)), time.monotonic()
-    for start in range(0, len(missing), CHUNK):
-        places = missing[start : start + CHUNK]
-        chunk = frame.iloc[places]
-        relevance[places] = scorer.relevance(chunk.intent.tolist(), chunk.text.tolist())
-        scored = pd.DataFrame({"row_key": chunk.row_key.to_numpy(), "scorer_version": scorer.version, "relevance": relevance[places]})
-        with workspace.database.writer() as connection:
-            connection.register("scored", scored)
-            connection.execute("INSERT INTO scores SELECT row_key, scorer_version, relevance FROM scored ON CONFLICT DO NOTHING")
-        done = min(start + CHUNK, len(missing))
-        rate = done / (time.monotonic() - began)
-        logger.info("scored %d of %d rows, %.0f rows/s, %.0f s left", done, len(missing), rate, (len(missing) - done) / rate)
+    version = scorer_version(workspace.settings)
+    relevance = _stored(workspace, version, frame.row_key)
+    places, began, done = np.flatnonzero(np.isnan(relevance)), time.monotonic(), 0
+    missing = frame.iloc[places][["row_key", "intent", "text"]]
+    score = _score_on_ray if workspace.settings.rewards.cluster == "ray" and len(missing) else _score_here
+    with closing(score(workspace, missing)) as chunks:
+        for scored in chunks:
+            with workspace.database.writer() as connection:
+                connection.register("scored", scored.assign(scorer_version=version))
+                connection.execute("INSERT INTO scores SELECT row_key, scorer_version, relevance FROM scored ON CONFLICT DO NOTHING")
+            done += len(scored)
+            rate = done / (time.monotonic() - began)
+            logger.info("scored %d of %d rows, %.0f rows/s, %.0f s left", done, len(missing), rate, (len(missing) - done) / rate)
+    if done:
+        relevance = _stored(workspace, version, frame.row_key)
     return frame.assign(relevance=relevance), len(missing)
+
+
+def _score_here(workspace: Workspace, missing: pd.DataFrame) -> Generator[pd.DataFrame]:
+    score = ScoreRows(workspace.settings)
+    for start in range(0, len(missing), CHUNK):
+        yield score(missing.iloc[start : start + CHUNK])
+
+
+def _score_on_ray(workspace: Workspace, missing: pd.DataFrame) -> Generator[pd.DataFrame]:
+    """The shards are the chunks of one process: what stands in a batch beside a text can change the last digits of its vector.
+
+    Raises:
+        ClusterError: A shard failed too often. What was scored is kept; without a score a row cannot be labelled, so none is left out.
+    """
+    from udrl_pipeline import cluster
+
+    sizes = cluster.Sizes(CHUNK, CHUNK, _whole_chunks)
+    for made in cluster.work_on(workspace, "scores", missing, partial(ScoreRows, workspace.settings), sizes, workspace.settings.ray.gpus):
+        if made.rows is not None:
+            yield made.rows
+        if made.left:
+            raise ClusterError(
+                f"{len(made.left)} rows could not be scored, row {made.left[0]} and on: {made.reason}",
+                where="rewards.cluster: ray",
+                remedy="mend what it names and run again: what was scored is kept",
+            )
+
+
+def _whole_chunks(size: int, seconds: float) -> int:
+    return CHUNK
+
+
+class ScoreRows:
+    """Rows (row_key, intent, text) -> their relevance (row_key, relevance)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._scorer = Scorer(settings)
+
+    def __call__(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame(
+            {"row_key": rows.row_key.to_numpy(), "relevance": self._scorer.relevance(rows.intent.tolist(), rows.text.tolist())}
+        )
+
+    def close(self) -> None:
+        del self._scorer
 
 
 def _stored(workspace: Workspace, version: str, keys: pd.Series) -> "NDArray[np.float64]":

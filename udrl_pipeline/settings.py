@@ -31,6 +31,8 @@ TaskName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,30}$")]
 #: What the gate can look at: figures that the report compares two students by, higher being better.
 GateMeasure = Literal["reward", "relevance", "spread", "distinct_2", "retrieval", "finished"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+#: Where a step's work is done. Like `teacher.engine` it is no part of a version: the same rows come from one process and from a cluster.
+Cluster = Annotated[Literal["ray"] | None, Field(description="none: in this process | ray: by the workers of `ray` below")]
 
 
 class _Settings(BaseModel):
@@ -105,6 +107,8 @@ class TeacherSettings(_Settings):
     engine: Literal["auto", "transformers", "vllm", "server"] = Field(
         "auto", description="auto: vllm where it is installed, else transformers"
     )
+    cluster: Cluster = None
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that one vllm engine spreads the model over (on one machine)")
     recorded: bool = Field(True, description="Import the package's recorded rows where their keys match")
     samples: int = Field(1, ge=1, le=1000, description="Rows per intent and task")
     asked_words: tuple[Annotated[int, Field(ge=1, le=400)], ...] = Field(
@@ -129,6 +133,7 @@ class RewardWeights(_Settings):
 
 class RewardSettings(_Settings):
     scorer: ModelRef
+    cluster: Cluster = None
     fidelity_cap: float = Field(0.7, gt=0, le=1, description="Relevance (cosine) above which fidelity earns nothing more")
     gain_cap: float = Field(0.7, gt=0, le=1, description="Share of new content words above which gain earns nothing more")
     weights: RewardWeights = RewardWeights()
@@ -200,6 +205,14 @@ class StudentSettings(_Settings):
     weight_decay: float = Field(0.01, ge=0)
     max_tokens: int = Field(128, ge=16, description="Longest sequence (tokens); longer rows are quarantined by length before")
     save_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints")
+    processes: int = Field(1, ge=1, description="Processes that share each batch (DDP); a divisor of batch_rows. No part of a version")
+    cluster: Cluster = None
+
+    @model_validator(mode="after")
+    def _equal_shares(self) -> "StudentSettings":
+        if self.batch_rows % self.processes:
+            raise ValueError(f"batch_rows {self.batch_rows} cannot be shared evenly by {self.processes} processes")
+        return self
 
 
 class RoundsSettings(_Settings):
@@ -352,6 +365,21 @@ class ServeSettings(_Settings):
     api_key_env: str = Field("UDRL_SERVE_API_KEY", description="The environment variable with the key that clients must send; empty: none")
 
 
+class RaySettings(_Settings):
+    """The cluster of every step that says `cluster: ray`. No part of any version."""
+
+    address: str | None = Field(
+        None,
+        pattern="^(auto|local|[^:/@ ]+:[0-9]+)$",
+        description="HOST:PORT of the head (6379), or auto: the cluster that this machine is a node of | local: one on this machine for as "
+        "long as the step runs | none: $RAY_ADDRESS where it is set, else local",
+    )
+    workers: int = Field(2, ge=1, description="Workers of the teacher and of scoring; each holds an engine, or a scorer, of its own")
+    cpus: float = Field(1, ge=0, description="CPUs that a worker, or a process of training, takes")
+    gpus: float = Field(0, ge=0, description="GPUs that each takes; a worker of the teacher takes teacher.tensor_parallel times as many")
+    attempts: int = Field(3, ge=1, le=100, description="How often a shard is begun before its rows are set aside")
+
+
 class Settings(_Settings):
     artifacts: str = Field(
         "artifacts", description="Folder of versions, DuckDB file and caches, relative to params.yaml; or a URL such as s3://bucket/prefix"
@@ -363,6 +391,9 @@ class Settings(_Settings):
         None,
         pattern="^postgres(ql)?://",
         description="Where the ledger and the rows are: a Postgres URL without a password (PGPASSWORD or ~/.pgpass has it); none: DuckDB",
+    )
+    scratch: str | None = Field(
+        None, description="Folder of work in progress; every node of a cluster must see it under this path. none: `.work` in artifacts"
     )
     intents: IntentsSettings = IntentsSettings()
     tasks: TasksSettings = TasksSettings()
@@ -377,6 +408,7 @@ class Settings(_Settings):
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     serve: ServeSettings = ServeSettings()
+    ray: RaySettings = RaySettings()
 
     _root: Path = Path()
 
@@ -408,6 +440,10 @@ class Settings(_Settings):
     def artifacts_url(self) -> str | None:
         """Where versions are published to besides; None: nowhere."""
         return self.artifacts if "://" in self.artifacts else None
+
+    @property
+    def scratch_folder(self) -> Path:
+        return self.path(self.scratch) if self.scratch else self.artifacts_folder / ".work"
 
     def path(self, text: str) -> Path:
         """A path from params.yaml: absolute, or relative to the folder of params.yaml."""

@@ -68,7 +68,7 @@ def build(workspace: Workspace) -> Version:
     _check_names(students, [comparator.name for comparator in settings.evaluation.comparators])
     params: dict[str, Any] = {
         "evaluation": settings.evaluation.model_dump(mode="json"),
-        "rewards": settings.rewards.model_dump(mode="json"),
+        "rewards": settings.rewards.model_dump(mode="json", exclude={"cluster"}),
         "teacher": settings.teacher.model_dump(
             mode="json", include={"model", "engine", "server", "temperature", "top_p", "repetition_penalty", "examples"}
         ),

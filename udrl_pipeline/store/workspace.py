@@ -42,6 +42,7 @@ PACKAGES = (
     "duckdb",
     "great-expectations",
     "sentence-transformers",
+    "ray",
     "dagster",
     "udrl_pipeline",
 )
@@ -137,14 +138,14 @@ class Workspace:
 
     def scratch_folder(self, asset: str, name: str) -> Path:
         """A folder for work in progress that outlives a killed run, such as checkpoints."""
-        folder = self.folder / ".work" / asset / name
+        folder = self.settings.scratch_folder / asset / name
         with typed_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def drop_scratch(self, asset: str, name: str = "") -> None:
         """Remove work in progress on an asset: that of one name, or all."""
-        shutil.rmtree(self.folder / ".work" / asset / name, ignore_errors=True)
+        shutil.rmtree(self.settings.scratch_folder / asset / name, ignore_errors=True)
 
     @contextmanager
     def lock(self, asset: str, wait_s: float = 30.0) -> Iterator[None]:

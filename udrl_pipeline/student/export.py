@@ -65,7 +65,7 @@ def build(workspace: Workspace, recipe_name: str) -> Version:
     params = {
         "export": settings.export.model_dump(mode="json"),
         "sampling": settings.evaluation.sampling,
-        "rewards": settings.rewards.model_dump(mode="json", exclude={"scorer"}),
+        "rewards": settings.rewards.model_dump(mode="json", exclude={"scorer", "cluster"}),
         "scorer": rewards.scorer_version(settings),
     }
     parents = workspace.parents(asset_name(recipe.name))

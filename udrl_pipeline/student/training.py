@@ -125,7 +125,7 @@ def _params(settings: Settings, recipe: Recipe) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "start": start,
-        "student": settings.student.model_dump(mode="json", exclude={"save_every"}),
+        "student": settings.student.model_dump(mode="json", exclude={"save_every", "processes", "cluster"}),
         "commands": settings.commands.model_dump(mode="json"),
         "sweep": settings.evaluation.model_dump(mode="json", include=SWEPT_BY),
         **({"epochs": settings.rounds.epochs} if recipe.data == exploration.ASSET else {}),

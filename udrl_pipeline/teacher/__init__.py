@@ -33,6 +33,7 @@ class Refusal:
     """Why an engine could not answer one request, while it can answer others."""
 
     reason: str
+    kind: str = "teacher refused"
 
 
 def refused_if_forged(tokenizer: Any, messages: list[dict[str, str]]) -> Refusal | None:

@@ -35,7 +35,9 @@ class VllmEngine:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
         environment = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), **CPU_ENVIRONMENT, **os.environ}
         environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_LOGGING_LEVEL": "WARNING"}
-        options = {"model": str(folder), "seed": teacher.seed, "max_model_len": teacher.max_model_len}
+        options: dict[str, Any] = {"model": str(folder), "seed": teacher.seed, "max_model_len": teacher.max_model_len}
+        if teacher.tensor_parallel > 1:
+            options["tensor_parallel_size"] = teacher.tensor_parallel
         self._child = subprocess.Popen(
             [sys.executable, "-m", "udrl_pipeline.teacher.vllm_worker", json.dumps(options)],
             stdin=subprocess.PIPE,
