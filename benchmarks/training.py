@@ -21,10 +21,10 @@ from udrl_pipeline import allocator, dataset, settings
 from udrl_pipeline.commands import CommandSpace
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
-from udrl_pipeline.student import training
+from udrl_pipeline.student import trainer, training
 from udrl_pipeline.student.initialise import Start, initialise
 from udrl_pipeline.student.recipes import RECIPES
-from udrl_pipeline.student.sequences import TrainingSequence, collate, training_order
+from udrl_pipeline.student.sequences import TrainingSequence, collate, tokens_of, training_order
 
 PLAIN = "plain transformers Trainer"
 #: Table -> line -> settings that differ from params.yaml.
@@ -69,7 +69,7 @@ def train(table: str, name: str, steps: int) -> dict[str, float]:
         seconds = time.perf_counter() - began
     held_out = training.validation_sequences(validation, space, recipe, start.tokenizer, student.max_tokens)
     return {
-        "tokens_per_s": round(training.tokens_of(sequences) / seconds, 1),
+        "tokens_per_s": round(tokens_of(sequences) / seconds, 1),
         "validation_loss": round(validation_loss(start, held_out), 4),
         "seconds": round(seconds, 1),
     }
@@ -108,7 +108,7 @@ def validation_loss(start: Start, held_out: list[TrainingSequence]) -> float:
             batch = collate([sequence.features() for sequence in held_out[first : first + 64]], start.tokenizer.pad_token_id)
             batch = {name: tensor.to(start.model.device) for name, tensor in batch.items()}
             answers = int((batch["labels"][:, 1:] >= 0).sum())
-            summed, count = summed + float(training.answer_loss(start.model, **batch)["loss"]) * answers, count + answers
+            summed, count = summed + float(trainer.answer_loss(start.model, **batch)["loss"]) * answers, count + answers
     return summed / count
 
 

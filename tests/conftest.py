@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -225,6 +227,29 @@ def stores_kept_open() -> Iterator[None]:
 def kept_open() -> Iterator[None]:
     with stores_kept_open():
         yield
+
+
+@pytest.fixture
+def nodes() -> Iterator[Any]:
+    """A Ray cluster of three nodes (processes of their own) with a core each, which can unpickle what the tests define."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed (`make ray`)")
+    from ray.cluster_utils import Cluster
+
+    own = [module for name, module in sys.modules.items() if name == "conftest" or name.startswith("test_")]
+    for module in own:
+        ray.cloudpickle.register_pickle_by_value(module)
+    of_a_node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=of_a_node | {"include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(**of_a_node)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        for module in own:
+            ray.cloudpickle.unregister_pickle_by_value(module)
 
 
 @pytest.fixture

@@ -231,36 +231,17 @@ def iter_of(made: cluster.Made) -> Iterator[cluster.Made]:
 # -- with a real cluster ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def nodes() -> Iterator[Any]:
-    """Three nodes (processes of their own) with a core each."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed (`make ray`)")
-    from ray.cluster_utils import Cluster
-
-    import conftest
-
-    ray.cloudpickle.register_pickle_by_value(conftest)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    of_a_node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    found = Cluster(initialize_head=True, head_node_args=of_a_node | {"include_dashboard": False})
-    try:
-        for _ in range(2):
-            found.add_node(**of_a_node)
-        found.wait_for_nodes()
-        yield found
-    finally:
-        ray.shutdown()
-        found.shutdown()
-        ray.cloudpickle.unregister_pickle_by_value(conftest)
-
-
-def kill_a_node_when(cluster: Any, happens: Callable[[], bool]) -> threading.Thread:
-    """Kill the youngest node as soon as something has happened."""
+def kill_a_node_that_holds(actor: str, cluster: Any, happens: Callable[[], bool]) -> threading.Thread:
+    """As soon as something has happened, kill a node with such a worker on it; not the head, where the run is."""
+    from ray._private.state import actors
 
     def wait() -> None:
         while not happens():
-            time.sleep(0.05)
-        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+            time.sleep(0.02)
+        holding = {
+            found["Address"]["NodeID"] for found in actors().values() if actor in found["ActorClassName"] and found["State"] == "ALIVE"
+        }
+        cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id in holding), allow_graceful=False)
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
@@ -277,7 +258,7 @@ def test_a_cluster_that_loses_a_node_makes_the_dataset_of_one_process(
     here = made_versions(load(small | {"artifacts": "here"}))
     use_engine(FakeEngine(seconds_per_row=0.15))
     on_ray = small | ON_RAY | {"ray.address": nodes.address, "artifacts": "there", "scratch": "work"}
-    killed = kill_a_node_when(nodes, lambda: any((tmp_path / "work").rglob("*.part.parquet")))
+    killed = kill_a_node_that_holds("_Worker", nodes, lambda: any((tmp_path / "work").rglob("*.part.parquet")))
     there = made_versions(load(on_ray))
     killed.join(timeout=1)
     assert not killed.is_alive()

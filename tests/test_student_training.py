@@ -21,7 +21,7 @@ from udrl_pipeline.errors import QualityError, StudentError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student import training
+from udrl_pipeline.student import trainer, training
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.sequences import collate
 
@@ -120,12 +120,12 @@ def test_the_loss_and_its_gradients_are_those_of_the_model_itself(architecture: 
     features = [{"input_ids": [1, 2, 3, 4, 5], "labels": [-100, -100, 3, 4, 5]}, {"input_ids": [6, 7, 8], "labels": [-100, 7, 8]}]
     batch = collate(features, pad=0)
     found = []
-    for loss in (model(**batch).loss, training.answer_loss(model, **batch)["loss"]):
+    for loss in (model(**batch).loss, trainer.answer_loss(model, **batch)["loss"]):
         model.zero_grad()
         loss.backward()
         found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
     torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(training.answer_loss(model, **batch, num_items_in_batch=10)["loss"], model(**batch).loss * 5 / 10)
+    torch.testing.assert_close(trainer.answer_loss(model, **batch, num_items_in_batch=10)["loss"], model(**batch).loss * 5 / 10)
 
 
 def test_the_loss_falls_and_the_curve_is_kept(trained: tuple[Workspace, Version]) -> None:

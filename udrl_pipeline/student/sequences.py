@@ -29,6 +29,10 @@ class TrainingSequence:
         return {"input_ids": self.prompt + self.answer, "labels": [IGNORED] * len(self.prompt) + self.answer}
 
 
+def tokens_of(sequences: Sequence[TrainingSequence]) -> int:
+    return sum(len(sequence.prompt) + len(sequence.answer) for sequence in sequences)
+
+
 def drop_out(command: Command, recipe: Recipe, dropout: float, *draw: Any) -> Command:
     """Leave out length and quality, each for itself, on a share of the sequences; always, where the recipe is uncommanded."""
     words = command.words if recipe.commanded and unit_draw("words", *draw) >= dropout else None

@@ -1,4 +1,4 @@
-"""Train a student with transformers' Trainer; resumes after a kill, warm-starts when only rows were added.
+"""Train a student; resumes after a kill, warm-starts when only rows were added.
 
 The result is a folder that `AutoModelForCausalLM` and `AutoTokenizer` load: safetensors, tokenizer, commands.json, recipe.json,
 loss.json, seen.parquet (which rows it learned from, and how often) and the manifest.
@@ -6,17 +6,15 @@ loss.json, seen.parquet (which rows it learned from, and how often) and the mani
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from udrl_pipeline import dataset, exploration, metrics
+from udrl_pipeline import dataset, exploration
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.models import digest_of
@@ -24,19 +22,19 @@ from udrl_pipeline.settings import ModelRef, Settings
 from udrl_pipeline.store.database import typed_errors
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student import recorded
+from udrl_pipeline.student import ranks, recorded
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.initialise import Start, from_folder, initialise
-from udrl_pipeline.student.optimiser import muon
 from udrl_pipeline.student.recipes import RECIPES, Recipe
-from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, encode, training_order
+from udrl_pipeline.student.sequences import TrainingSequence, encode, tokens_of, training_order
 from udrl_pipeline.student.sweep import choose_best
+from udrl_pipeline.student.trainer import Progress, last_step, losses, train
 from udrl_pipeline.versioning import code_version, content_hash, files_sha256
 
 logger = logging.getLogger(__name__)
 
 SOURCES = (
-    "commands.py", "student/training.py", "student/sequences.py", "student/initialise.py", "student/vocabulary.py",
+    "commands.py", "student/training.py", "student/trainer.py", "student/sequences.py", "student/initialise.py", "student/vocabulary.py",
     "student/optimiser.py", "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py", "student/recorded.py",
 )  # fmt: skip
 #: How the names of the assets begin that are students.
@@ -216,27 +214,23 @@ def _train(
     parameters = sum(p.numel() for p in start.model.parameters())
     logger.info("%s: %.1fM parameters, %d sequences, start %s", recipe.name, parameters / 1e6, len(sequences), start.how)
     began = time.monotonic()
-    losses, speed, steps = run_trainer(start, sequences, held_out, settings, scratch, recipe.name)
+    curve, speed, steps = run_trainer(start, sequences, held_out, settings, scratch, recipe.name)
     seconds = time.monotonic() - began
     resumed_at = -(-len(sequences) // options.batch_rows) - steps
     trained, tokens = tokens_of(sequences[resumed_at * options.batch_rows :]), tokens_of(sequences)
     student = Student(start.model.bfloat16().eval(), start.tokenizer, space, recipe.name)
     space, sweep = choose_best(student, validation, settings) if recipe.commanded else (space.with_best({}, space.guidance), {})
-    _save(student, space, recipe, losses, scratch / "result")
+    _save(student, space, recipe, curve, scratch / "result")
     write_table(seen_rows(sequences), scratch / "result" / SEEN)
     facts = {
         "parameters": student.parameters, "sequences": len(sequences), "tokens": tokens, "start": start.how,
         "covered_words": {task: list(ends) for task, ends in space.covered.items()},
         "best_quality": space.best, "guidance": space.guidance, "sweep": sweep,
-        "loss": losses[-1].get("loss") if losses else None,
-        "validation_loss": next((entry["validation_loss"] for entry in reversed(losses) if "validation_loss" in entry), None),
-        "seed": options.seed, "speed": speed,
+        "loss": curve[-1].get("loss") if curve else None,
+        "validation_loss": next((entry["validation_loss"] for entry in reversed(curve) if "validation_loss" in entry), None),
+        "seed": options.seed, "processes": options.processes, "speed": speed,
     }  # fmt: skip
     return facts, {"train_steps": steps, "train_seconds": round(seconds, 2), "tokens_per_s": round(trained / seconds, 1)}
-
-
-def tokens_of(sequences: list[TrainingSequence]) -> int:
-    return sum(len(sequence.prompt) + len(sequence.answer) for sequence in sequences)
 
 
 def seen_rows(sequences: list[TrainingSequence]) -> pd.DataFrame:
@@ -263,143 +257,20 @@ def validation_sequences(
 def run_trainer(
     start: Start, sequences: list[TrainingSequence], held_out: list[TrainingSequence], settings: Settings, scratch: Path, recipe: str = ""
 ) -> tuple[list[dict[str, float]], list[dict[str, float]], int]:
-    """Run transformers' Trainer over the sequences in their order; resumes from the last checkpoint in `scratch`.
+    """Train the start on the sequences in their order, in this process or in several; resumes from the last checkpoint in `scratch`.
 
     Returns the loss curve, the tokens/s between the lines of the log (of this run), and the steps of this run.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
-    from torch.utils.data import SequentialSampler
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
-
-    class InOrder(Trainer):
-        def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
-            return SequentialSampler(sequences)
-
-        def create_optimizer(self, model: Any = None) -> Any:
-            if options.optimiser == "muon":
-                self.optimizer: Any = muon(model or self.model, options.learning_rate, options.weight_decay)
-                return self.optimizer
-            return super().create_optimizer(model)
-
-    class Keep(TrainerCallback):
-        """Takes a checkpoint over once it is whole, and drops the one before: a kill in the middle of one costs that one alone."""
-
-        def on_save(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            whole = Path(arguments.output_dir) / f"checkpoint-{state.global_step}"
-            whole.rename(kept / whole.name)
-            for older in kept.iterdir():
-                if older.name != whole.name:
-                    shutil.rmtree(older)
-
-    class Tell(TrainerCallback):
-        """A line in the log now and then: a step's loss, how fast it goes, and the time that is left."""
-
-        began = last = time.monotonic()
-        first = told = 0
-
-        def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            self.began = self.last = time.monotonic()
-            self.first = self.told = state.global_step
-
-        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if not logs or "loss" not in logs or state.global_step <= self.told:
-                return
-            now, step, loss = time.monotonic(), state.global_step, float(logs["loss"])
-            tokens = tokens_of(sequences[self.told * options.batch_rows : step * options.batch_rows])
-            speed.append({"step": step, "tokens_per_s": round(tokens / (now - self.last), 1)})
-            left = (now - self.began) / (step - self.first) * (state.max_steps - step)
-            logger.info(
-                "step %d of %d, loss %.3f, %.0f tokens/s, %.0f s left", step, state.max_steps, loss, speed[-1]["tokens_per_s"], left
-            )
-            labels = {"asset": asset_name(recipe), "recipe": recipe}
-            metrics.TRAIN_STEPS.add(step - self.told, **labels)
-            metrics.TRAIN_TOKENS.add(tokens, **labels)
-            metrics.TRAIN_LOSS.set(loss, **labels)
-            self.last, self.told = now, step
-
-    options, speed = settings.student, list[dict[str, float]]()
-    total = -(-len(sequences) // options.batch_rows)
-    told = max(1, total // 40)
-    kept, staged = scratch / "checkpoints", scratch / "staged"
-    kept.mkdir(exist_ok=True)
-    shutil.rmtree(staged, ignore_errors=True)
-    arguments = TrainingArguments(
-        output_dir=str(staged),
-        num_train_epochs=1,
-        per_device_train_batch_size=options.batch_rows,
-        per_device_eval_batch_size=options.batch_rows * 2,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(total * options.warmup),
-        weight_decay=options.weight_decay,
-        max_grad_norm=1.0,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=told,
-        eval_strategy="steps" if held_out else "no",
-        eval_steps=-(-total // 4),
-        # only where the loss has just been told: a checkpoint does not hold what was summed up since, and the curve would show it
-        save_steps=-(-options.save_every // told) * told,
-        seed=options.seed,
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        log_level="error",
-    )
-    if arguments.use_cpu:
-        # on sequences this short the plain attention is the faster one: 970 against 719 tokens/s (benchmarks/training.py)
-        start.model.set_attn_implementation("eager")
-    trainer = InOrder(
-        model=start.model,
-        args=arguments,
-        train_dataset=[s.features() for s in sequences],
-        eval_dataset=[s.features() for s in held_out] or None,
-        data_collator=lambda features: collate(features, start.tokenizer.pad_token_id),
-        callbacks=[Tell(), Keep()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    checkpoint = get_last_checkpoint(str(kept))
-    done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-    if checkpoint:
-        logger.info("resuming from step %d of %d", done, total)
-    # on the object, not around it: whatever wraps the model (DDP) still calls it
-    start.model.forward = partial(answer_loss, start.model)
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        del start.model.forward
-    return _losses(trainer.state.log_history), speed, trainer.state.global_step - done
-
-
-def answer_loss(model: Any, input_ids: Any, attention_mask: Any, labels: Any, num_items_in_batch: Any = None, **_: Any) -> dict[str, Any]:
-    """The model's own loss, without the logits that it would throw away: those of the prompt and of the padding.
-
-    Args:
-        input_ids, attention_mask, labels: [rows, longest].
-        num_items_in_batch: By how many the sum of the losses is divided; by default those of this batch.
-    """
-    from torch.nn.functional import cross_entropy
-
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    following = labels[:, 1:]
-    told = following != IGNORED
-    logits = model.get_output_embeddings()(hidden[:, :-1][told]).float()
-    return {
-        "loss": cross_entropy(logits, following[told], reduction="sum") / (told.sum() if num_items_in_batch is None else num_items_in_batch)
-    }
-
-
-def _losses(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    losses = []
-    for entry in history:
-        if "loss" in entry:
-            losses.append({"step": entry["step"], "loss": round(float(entry["loss"]), 4)})
-        elif "eval_loss" in entry:
-            losses.append({"step": entry["step"], "validation_loss": round(float(entry["eval_loss"]), 4)})
-    return losses
+    options = settings.student
+    progress = Progress(sequences, options.batch_rows, asset=asset_name(recipe), recipe=recipe)
+    done = last_step(scratch)
+    if done:
+        logger.info("resuming from step %d", done)
+    if options.processes == 1 and options.cluster is None:
+        history = train(start.model, start.tokenizer.pad_token_id, sequences, held_out, options, scratch, progress)
+    else:
+        history = ranks.train(start, sequences, held_out, settings, scratch, progress)
+    return losses(history), progress.speed, -(-len(sequences) // options.batch_rows) - done
 
 
 def _copy(source: Path, folder: Path) -> None:
