@@ -191,7 +191,7 @@ def _end_with_the_asset() -> None:
     """End as soon as the process that waits has ended, however it did: nobody would read what is trained on."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1024):
+        while os.read(0, 1024):  # not by sys.stdin, whose lock a thread must not hold when the interpreter ends
             pass
         os.kill(os.getppid(), signal.SIGKILL)  # torchrun, which would start them again
         os._exit(1)
