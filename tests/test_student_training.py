@@ -250,14 +250,14 @@ training.build(Workspace(settings.load(Path(sys.argv[1]), preset="", overrides=j
 """
 
 
-def test_a_killed_training_resumes_from_its_checkpoint(workspace: Workspace, params: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+def test_a_killed_training_resumes_from_its_checkpoint(workspace: Workspace, params: Path, load: Callable[..., Settings]) -> None:
+    muon, environment = TINY | {"student.optimiser": "muon"}, os.environ | {"PYTHONPATH": str(REPOSITORY)}
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(params), json.dumps(TINY)], env=environment, capture_output=True, timeout=120
+        [sys.executable, "-c", KILLED, str(params), json.dumps(muon)], env=environment, capture_output=True, timeout=120
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     work = workspace.folder / ".work"
     assert {path.name for path in work.rglob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
-    made = training.build(workspace, "udrl")
+    made = training.build(Workspace(load(muon)), "udrl")
     assert made.work["train_steps"] == -(-made.facts["sequences"] // 8) - 8
     assert not list(work.rglob("checkpoint-*"))
