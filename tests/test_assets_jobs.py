@@ -105,9 +105,9 @@ def test_it_is_off_until_it_is_switched_on_and_looks_when_the_settings_say() -> 
     assert (schedule.cron_schedule, schedule.execution_timezone, schedule.job_name) == ("0 3 * * *", "UTC", "everything")
 
 
-def test_retrain_only_names_its_recipe_in_the_launchpad() -> None:
+def test_retrain_only_names_its_recipes_in_the_launchpad() -> None:
     job = KNOWN.get_job("retrain_only")
-    assert job.run_config == {"resources": {"store": {"config": {"recipes": ["udrl"]}}}}
+    assert job.run_config == {"resources": {"store": {"config": {"recipes": ["udrl", "sft"]}}}}
 
 
 def test_a_run_trains_the_recipes_that_it_names_and_no_other(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from udrl_pipeline.versioning import code_version, content_hash
 pytestmark = pytest.mark.usefixtures("kept_open")
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT = [
-    "intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student/sft", "evaluation_report", "student_export/udrl", "promotion",
+    "intents", "teacher_corpus", "labeled_dataset", "student/sft", "student/udrl", "evaluation_report", "student_export/udrl", "promotion",
 ]  # fmt: skip
 LOSSES = [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}, {"step": 2, "validation_loss": 2.6}]
 INTERVAL = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 3}
@@ -173,7 +173,7 @@ def test_the_report_is_copied_to_where_people_look_for_it(library: Library, proj
 def test_a_changed_setting_makes_what_depends_on_it_and_nothing_else(library: Library, project: Path) -> None:
     materialise(Wish())
     changed = by_asset(materialise(Wish(overrides={"student.seed": 12})), "changed")
-    assert [name for name in DEFAULT if changed[name]] == ["student/udrl", "student/sft", "evaluation_report", "student_export/udrl"]
+    assert [name for name in DEFAULT if changed[name]] == ["student/sft", "student/udrl", "evaluation_report", "student_export/udrl"]
 
 
 def test_other_students_are_made_on_request(library: Library, project: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_failed_blocking_check_stops_what_is_below_and_keeps_the_last_version(
     assert list(by_asset(run, "version")) == ["intents", "teacher_corpus"]
     assert [(failure.asset, failure.cause, failure.name) for failure in run.failures] == [("labeled_dataset", "check", "rows_per_task")]
     assert '"share": 0.25' in run.failures[0].message
-    assert run.not_run == ["student/udrl", "evaluation_report", "student_export/udrl", "promotion"]
+    assert run.not_run == ["student/udrl", "student/sft", "evaluation_report", "student_export/udrl", "promotion"]
     assert run.exit_code == 1
     with open_instance() as instance:
         event = instance.get_latest_materialization_event(dg.AssetKey("labeled_dataset"))
@@ -295,7 +295,9 @@ def test_an_error_of_the_input_inside_a_step_is_told_with_its_remedy(
     told = json.loads(line)
     assert list(told["assets"]) == ["intents"]
     assert told["failures"][0]["cause"] == "input"
-    assert told["not_run"] == ["labeled_dataset", "student/udrl", "evaluation_report", "student_export/udrl", "promotion"]
+    assert told["not_run"] == [
+        "labeled_dataset", "student/udrl", "student/sft", "evaluation_report", "student_export/udrl", "promotion",
+    ]  # fmt: skip
 
 
 def test_a_mistake_of_the_program_shows_where_it_happened(library: Library, project: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ def told(library: Library, project: Path, monkeypatch: pytest.MonkeyPatch, capfd
         "teacher_corpus": lambda workspace: corpus.build(workspace),
         "labeled_dataset": lambda workspace: dataset.build(workspace),
         "student/udrl": lambda workspace: training.build(workspace, "udrl"),
+        "student/sft": lambda workspace: training.build(workspace, "sft"),
         "student_export/udrl": lambda workspace: export.build(workspace, "udrl"),
         "evaluation_report": lambda workspace: report.build(workspace),
     }
@@ -80,6 +81,7 @@ def test_after_a_run_all_is_up_to_date_and_what_is_stale_says_why(told: Callable
     found = told(as_json=True, student__seed=12)
     assert {a["asset"]: a["stale"] for a in found["assets"] if a["stale"]} == {
         "student/udrl": "settings have changed: seed",
+        "student/sft": "settings have changed: seed",
         "evaluation_report": "student/udrl will have changed",
         "student_export/udrl": "student/udrl will have changed",
         "promotion": "student/udrl and evaluation_report will have changed",

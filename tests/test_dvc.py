@@ -141,7 +141,7 @@ def test_a_deleted_artifact_comes_back_from_a_remote_bit_for_bit(tree: Path, tmp
     shutil.rmtree(tree / ".dvc" / "cache")
     dvc(tree, "pull")
     assert files_sha256(tree / "artifacts") == before
-    assert len(before) == 24
+    assert len(before) == 28
 
 
 @pytest.mark.slow
