@@ -10,6 +10,7 @@ import click
 
 from udrl_pipeline import __version__, allocator, cli_output
 from udrl_pipeline.cli_audit import audit
+from udrl_pipeline.cli_plan import plan
 from udrl_pipeline.cli_settings import parse_overrides, read_settings, settings_options
 from udrl_pipeline.cli_students import students
 from udrl_pipeline.errors import IntentsError, UdrlError
@@ -249,6 +250,7 @@ def serve(
 
 main.add_command(audit)
 main.add_command(students)
+main.add_command(plan)
 
 if __name__ == "__main__":
     main()

@@ -67,5 +67,9 @@ class StudentError(UdrlError):
     """A student cannot be built, loaded or commanded as asked."""
 
 
+class PlanError(UdrlError):
+    """A plan is asked for with figures that cannot be, or needs a rate that was not measured."""
+
+
 class HookError(UdrlError):
     """The user's hook for failed runs cannot be called, or did not accept the message."""
