@@ -31,6 +31,8 @@ def test_twenty_built_in_training_intents_are_held_back_in_any_order() -> None:
     assert recorded.held_back(built_in[::-1]) == held
     others = [*intents(50, "ideas.csv:"), *intents(50, "builtin:test", "test"), *intents(50, "builtin:validation", "validation")]
     assert recorded.held_back([*others, *built_in]) == held
+    of_the_default = intents(recorded.AMONG)
+    assert recorded.held_back(intents(recorded.AMONG + 500)) == recorded.held_back(of_the_default)
 
 
 def test_the_recorded_rows_are_those_that_the_default_run_asks_for() -> None:
