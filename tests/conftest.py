@@ -54,6 +54,9 @@ SMALL: dict[str, object] = {
     "teacher.engine": "transformers",
     "teacher.samples": 1,
     "teacher.chunk_rows": 8,
+    "student.init_from": "pruned-teacher",
+    "student.epochs": 1.0,
+    "student.learning_rate": 1.2e-3,
 }
 DETAILS = re.findall(
     r"\w+",
