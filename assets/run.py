@@ -98,8 +98,8 @@ def materialise(wish: Wish) -> Run:
     with open_instance() as instance:
         close_lost_runs(instance)
         run_id = make_new_run_id()
-        order = [name for name, key in steps.items() if key in keys]
-        instance.add_event_listener(run_id, lambda entry: _announce(entry.dagster_event, order))
+        wanted, begun = [name for name, key in steps.items() if key in keys], list[str]()
+        instance.add_event_listener(run_id, lambda entry: _announce(entry.dagster_event, wanted, begun))
         result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
             asset_selection=keys,
             instance=instance,
@@ -111,7 +111,7 @@ def materialise(wish: Wish) -> Run:
             tags=process_tag(os.getpid()),
             raise_on_error=False,
         )
-    run = account(result.all_events, {name: steps[name].to_user_string() for name in order}, before)
+    run = account(result.all_events, {name: steps[name].to_user_string() for name in wanted}, before)
     for outcome in run.outcomes:
         folder = workspace.version_folder(outcome.asset, outcome.version)
         if wish.copy_to:
@@ -142,9 +142,10 @@ def open_instance() -> dg.DagsterInstance:
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(os.environ["DAGSTER_HOME"], overrides=IN_THIS_PROCESS))
 
 
-def _announce(event: DagsterEvent | None, order: list[str]) -> None:
-    if event and event.is_step_start and event.step_key in order:
-        announce(event.step_key.replace("__", "/"), order.index(event.step_key) + 1, len(order))
+def _announce(event: DagsterEvent | None, wanted: list[str], begun: list[str]) -> None:
+    if event and event.is_step_start and event.step_key in wanted:
+        begun.append(event.step_key)
+        announce(event.step_key.replace("__", "/"), len(begun), len(wanted))
 
 
 def account(events: Sequence[DagsterEvent], steps: Mapping[str, str], before: Mapping[str, str]) -> Run:

@@ -58,7 +58,7 @@ def part(plan: Plan, step: str, name: str) -> planning.Part:
 
 def test_a_million_rows_cost_what_was_measured_of_one_a_million_times(usual: Plan) -> None:
     found = usual.as_dict([])["per_million"]
-    sequences = 0.7704 * 0.9 * 1e6  # kept rows of the training split, in one epoch; two students are trained
+    sequences = 0.7704 * 0.9 * 0.5 * 1e6  # kept rows of the training split, in half an epoch; two students are trained
     assert usual.rows_now == 4320 * 3 * 2
     assert {step: (costs["hours"], costs["tokens"], costs["bytes"]) for step, costs in found["steps"].items()} == {
         "intents": (round(41.76 / 6 / 3600, 4), 0, 0),
@@ -67,10 +67,10 @@ def test_a_million_rows_cost_what_was_measured_of_one_a_million_times(usual: Pla
         "student": (
             round((2 * sequences * (29.73 / 1138.5 + 617.36e-6) + 93.1) / 3600, 4),
             round(2 * sequences * 29.73),
-            35_690_688 * (2 * 2 + 12),
+            11_599_360 * (2 * 2 + 12),
         ),
-        "evaluation_report": (round(225.9 / 3600, 4), 0, 357_862),
-        "student_export": (round(40 / 3600, 4), 0, 55_100_000),
+        "evaluation_report": (round(225.9 / 3600, 4), 0, 401_777),
+        "student_export": (round(22 / 3600, 4), 0, 17_700_000),
     }
     assert found["memory_bytes"] == 4_825_000_000
 
@@ -94,7 +94,7 @@ def test_gpus_share_the_teachers_hours_and_nobody_elses(usual: Plan) -> None:
 
 def test_rates_of_the_machine_take_the_place_of_the_measured_ones() -> None:
     plan = plan_of(Machine(training_tokens_per_s=29.73e6, scored_rows_per_s=1e6, versions=3))
-    assert part(plan, "student", "training").seconds_per_row == pytest.approx(2 * 0.7704 * 0.9 / 1e6)
+    assert part(plan, "student", "training").seconds_per_row == pytest.approx(2 * 0.7704 * 0.9 * 0.5 / 1e6)
     assert part(plan, "labeled_dataset", "scorer").seconds_per_row == 1e-6
     assert part(plan, "teacher_corpus", "Parquet").bytes_per_row == pytest.approx(3 * 77.45)
 
@@ -139,7 +139,7 @@ def test_what_gives_way_first_and_what_has_no_setting_yet(usual: Plan) -> None:
     ]
     following = usual.next(1e8)
     assert following
-    assert following.name == "7 days: student, sequences"
+    assert following.name == "7 days: teacher_corpus, rows"
     assert usual.met(68_640) == ()
 
 
@@ -174,7 +174,7 @@ def test_with_gpus_memory_gives_way_before_the_teacher() -> None:
         (("--set", "teacher.engine=transformers"), ("only the default teacher with vllm was measured", "--teacher-tokens-per-s")),
         (("--set", "teacher.model.sha256=null"), ("only the default teacher with vllm was measured",)),
         (("--set", "student.init_from=scratch"), ("only the default student was measured", "--training-tokens-per-s")),
-        (("--set", "student.prune.layers=9"), ("only the default student was measured",)),
+        (("--set", "student.init_from=pruned-teacher", "--set", "student.prune.layers=9"), ("only the default student was measured",)),
     ],
 )
 def test_a_plan_that_cannot_be_made_says_why(arguments: tuple[object, ...], told: tuple[str, ...]) -> None:
