@@ -1,5 +1,6 @@
 """`udrl audit verify`: whatever is touched after it was made is named."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import FakeEngine
+from student_fake import record_student
 from udrl_pipeline import audit, corpus
 from udrl_pipeline.audit.verify import Fault, verify
 from udrl_pipeline.cli import main
@@ -18,7 +20,7 @@ from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
-from udrl_pipeline.versioning import file_sha256
+from udrl_pipeline.versioning import content_hash, file_sha256
 
 pytestmark = pytest.mark.usefixtures("kept_open")
 
@@ -79,6 +81,15 @@ def test_rows_that_were_forged_together_with_their_manifest_fit_neither_the_ledg
         Fault("teacher_corpus", at.name, "the manifest's files are not the ledger's"),
         Fault("teacher_corpus", at.name, f"its content hashes to {corpus.content_of(rows)}"),
     ]
+
+
+@pytest.mark.parametrize("asset", ["student/udrl", "student_export/udrl"])
+def test_weights_that_were_exchanged_together_with_manifest_and_ledger_do_not_fit_their_version(made: Workspace, asset: str) -> None:
+    right, wrong = (content_hash({"weights": hashlib.sha256(weights).hexdigest()}) for weights in (b"right", b"wrong"))
+    honest = record_student(made, right, asset, lambda at: at.joinpath("weights").write_bytes(b"right"))
+    assert verify(made, honest) == []
+    forged = record_student(made, "0" * 16, asset, lambda at: at.joinpath("weights").write_bytes(b"wrong"))
+    assert verify(made, forged) == [Fault(asset, "0" * 16, f"its content hashes to {wrong}")]
 
 
 def test_a_manifest_that_tells_another_story_than_the_ledger_is_named(made: Workspace) -> None:

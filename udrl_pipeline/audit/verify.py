@@ -20,6 +20,7 @@ from udrl_pipeline.store.seals import chain
 from udrl_pipeline.store.tables import ROWS, holdings
 from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.engines import EXPORTS
 from udrl_pipeline.student.training import STUDENTS
 from udrl_pipeline.versioning import canonical, content_hash
 
@@ -91,7 +92,7 @@ def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: 
             yield "the ledger counts other rows than its table holds"
     if forgotten:
         return  # its name tells what it held before
-    if version.asset.startswith(STUDENTS):
+    if version.asset.startswith((STUDENTS, EXPORTS)):
         found = content_hash(manifest["files"])
     elif version.asset in CONTENT:
         found = CONTENT[version.asset](folder, version)
