@@ -1,13 +1,55 @@
-"""The columns of the assets that are tables, as the UI shows them."""
+"""The columns of the assets that are tables, as the UI shows them: what each is, and which columns it is made from.
+
+Dagster's own UI shows column lineage in Dagster+ alone (docs.dagster.io, Column-level lineage), so a column's description tells it too.
+"""
 
 import dagster as dg
 
+_SAME = ("row_key", "task", "intent", "intent_key", "text", "tokens", "asked_words", "source", "run_id")
+_LABELS = ("split", "words", "relevance", "fidelity", "gain", "repetition", "reward", "quality")
+#: asset -> column -> the columns that it is made from (`asset.column`, separated by commas).
+_MADE_FROM = {
+    "teacher_corpus": {
+        "row_key": "intents.intent_key",
+        "task": "intents.tasks",
+        "intent": "intents.intent",
+        "intent_key": "intents.intent_key",
+        "text": "intents.intent",
+    },
+    "labeled_dataset": {
+        **{name: f"teacher_corpus.{name}" for name in _SAME},
+        "split": "intents.split",
+        "words": "teacher_corpus.text",
+        "relevance": "teacher_corpus.intent, teacher_corpus.text",
+        "fidelity": "teacher_corpus.intent, teacher_corpus.text",
+        "gain": "teacher_corpus.intent, teacher_corpus.text",
+        "repetition": "teacher_corpus.text",
+        "reward": "teacher_corpus.intent, teacher_corpus.text",
+        "quality": "teacher_corpus.intent, teacher_corpus.text, intents.split",
+    },
+    "explored_rows": {**{name: f"labeled_dataset.{name}" for name in (*_SAME, *_LABELS)}, "round": "labeled_dataset.row_key"},
+}
 
-def _schema(*columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:
-    return {"dagster/column_schema": dg.TableSchema([dg.TableColumn(name, kind, description) for name, kind, description in columns])}
+
+def _dep(column: str) -> dg.TableColumnDep:
+    asset, name = column.split(".")
+    return dg.TableColumnDep(dg.AssetKey(asset), name)
+
+
+COLUMN_LINEAGE = {
+    asset: dg.TableColumnLineage({name: [_dep(column) for column in columns.split(", ")] for name, columns in made_from.items()})
+    for asset, made_from in _MADE_FROM.items()
+}
+
+
+def _schema(asset: str, *columns: tuple[str, str, str]) -> dict[str, dg.TableSchema]:
+    made_from = _MADE_FROM.get(asset, {})
+    told = [(name, kind, f"{what}; from {made_from[name]}" if name in made_from else what) for name, kind, what in columns]
+    return {"dagster/column_schema": dg.TableSchema([dg.TableColumn(*column) for column in told])}
 
 
 INTENTS = _schema(
+    "intents",
     ("intent_key", "string", "normalised intent: what makes two intents the same"),
     ("intent", "string", "the idea, as the teacher is given it"),
     ("tasks", "string", "the tasks that it is for, separated by commas"),
@@ -23,6 +65,7 @@ _ROW = (
 )
 
 TEACHER_CORPUS = _schema(
+    "teacher_corpus",
     *_ROW,
     ("text", "string", "what the teacher wrote"),
     ("tokens", "int", "the teacher's own tokens"),
@@ -40,7 +83,7 @@ TEACHER_CORPUS = _schema(
     ("recorded", "bool", "imported from a file of rows, not generated here"),
 )
 
-LABELED_DATASET = _schema(
+_LABELED = (
     *_ROW,
     ("split", "string", "train, validation or test"),
     ("text", "string", "what the teacher wrote"),
@@ -57,41 +100,5 @@ LABELED_DATASET = _schema(
     ("quality", "int", "the task's quantile bin of the reward, 1 to K"),
 )
 
-EXPLORED_ROWS = {
-    "dagster/column_schema": dg.TableSchema(
-        [*LABELED_DATASET["dagster/column_schema"].columns, dg.TableColumn("round", "int", "0: the teacher's; n: written in round n")]
-    )
-}
-
-
-def _from(**columns: str) -> dg.TableColumnLineage:
-    """Which columns (`asset.column`, separated by commas) each column is made from."""
-    return dg.TableColumnLineage(
-        {name: [dg.TableColumnDep(dg.AssetKey(asset), column) for asset, column in _parts(deps)] for name, deps in columns.items()}
-    )
-
-
-def _parts(deps: str) -> list[list[str]]:
-    return [dep.strip().split(".") for dep in deps.split(",")]
-
-
-_SAME = ("row_key", "task", "intent", "intent_key", "text", "tokens", "asked_words", "source", "run_id")
-_LABELS = {
-    "words": "teacher_corpus.text",
-    "relevance": "teacher_corpus.intent, teacher_corpus.text",
-    "fidelity": "teacher_corpus.intent, teacher_corpus.text",
-    "gain": "teacher_corpus.intent, teacher_corpus.text",
-    "repetition": "teacher_corpus.text",
-    "reward": "teacher_corpus.intent, teacher_corpus.text",
-    "quality": "teacher_corpus.intent, teacher_corpus.text, intents.split",
-}
-COLUMN_LINEAGE = {
-    "teacher_corpus": _from(
-        row_key="intents.intent_key", task="intents.tasks", intent="intents.intent", intent_key="intents.intent_key", text="intents.intent"
-    ),
-    "labeled_dataset": _from(**{name: f"teacher_corpus.{name}" for name in _SAME}, **_LABELS, split="intents.split"),
-    "explored_rows": _from(
-        **{column.name: f"labeled_dataset.{column.name}" for column in LABELED_DATASET["dagster/column_schema"].columns},
-        round="labeled_dataset.row_key",
-    ),
-}
+LABELED_DATASET = _schema("labeled_dataset", *_LABELED)
+EXPLORED_ROWS = _schema("explored_rows", *_LABELED, ("round", "int", "0: the teacher's; n: written in round n"))

@@ -82,6 +82,8 @@ def test_every_column_tells_what_it_is_made_from() -> None:
     for asset, lineage in COLUMN_LINEAGE.items():
         assert lineage.deps_by_column.keys() <= columns[asset]
         assert {dep.column_name for deps in lineage.deps_by_column.values() for dep in deps} <= set().union(*columns.values())
+    told = {c.name: c.description for c in LABELED_DATASET["dagster/column_schema"].columns}
+    assert told["words"] == "achieved length (words); from teacher_corpus.text"
     assert [asset for asset in COLUMN_LINEAGE if COLUMN_LINEAGE[asset].deps_by_column.keys() < columns[asset]] == ["teacher_corpus"]
 
 
