@@ -11,7 +11,7 @@ from test_student_initialise import TEXTS, TINY
 from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.student.decoding import Decoding, Governor, Guidance, variants
+from udrl_pipeline.student.decoding import Beginnings, Decoding, Governor, Guidance, variants
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.initialise import initialise
 
@@ -104,6 +104,32 @@ def test_no_run_of_three_tokens_is_written_twice() -> None:
     liked = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
     assert decoding(torch.tensor([[1, 1, 2, 3, 1, 2, 3]]), liked).isinf().tolist() == [[False, True, False, False]]
     assert decoding(torch.tensor([[2, 3, 1, 2, 3]]), liked).isinf().sum() == 0, "what the prompt holds may be said again"
+
+
+VOCABULARY = ["ĠJazz", "ĠJ", "azz", "Ġja", "zz", ",", "▁Night", None, "Ġ"]
+
+
+@pytest.mark.parametrize(
+    ("written", "barred"),
+    [
+        ([], []),
+        ([2, 4], []),  # no word has begun
+        ([0], ["ĠJ", "Ġja", "ĠJazz"]),
+        ([6, 1, 2, 5], ["ĠJ", "Ġja", "ĠJazz"]),
+        ([0, 6], ["▁Night"]),
+        ([1], ["ĠJ"]),
+    ],
+)
+def test_no_word_stands_twice_in_a_row_whatever_its_case_and_tokens(written: list[int], barred: list[str]) -> None:
+    beginnings = Beginnings(VOCABULARY)
+    assert [VOCABULARY[token] for token in beginnings.stutters(written)] == barred
+    decoding = Decoding(
+        prompt_tokens=1, weights=[], temperature=0.0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, silent=[], governor=None,
+        levels=LEVELS, beginnings=beginnings,
+    )  # fmt: skip
+    liked = torch.tensor([[9.0, 8.0, 0.0, 7.0, 0.0, 0.0, 6.0, 0.0, 0.0]])
+    best = next(token for token in (0, 1, 3, 6) if VOCABULARY[token] not in barred)
+    assert decoding(torch.tensor([[0, *written]]), liked).argmax(dim=1).tolist() == [best]
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:

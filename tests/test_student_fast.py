@@ -17,7 +17,7 @@ from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.student import graph
-from udrl_pipeline.student.decoding import Decoding, Governor
+from udrl_pipeline.student.decoding import Beginnings, Decoding, Governor
 from udrl_pipeline.student.drawing import Drawing
 from udrl_pipeline.student.engines import load_student
 from udrl_pipeline.student.export import write_export
@@ -175,15 +175,17 @@ def test_who_leaves_a_stream_stops_the_writing(
 def test_the_same_tokens_are_drawn_from_the_same_scores(
     seed: int, temperature: float, top_p: float, min_p: float, penalty: float, variants: int
 ) -> None:
-    """Twelve tokens of four texts: with so few tokens to choose from, loops, word limits and penalties all come into play."""
+    """Twelve tokens of four texts: with so few tokens to choose from, loops, stutters, word limits and penalties all come into play."""
     rng = np.random.default_rng(seed)
-    rows, vocabulary, steps, end, silent = 4, 12, 12, 0, [1, 2]
-    begins = rng.random(vocabulary) < 0.5
+    rows, vocabulary, steps, end, silent = 4, 16, 12, 0, [1, 2]
+    words = ["end", "<1>", "<2>", "x", "y", "z", *rng.choice(["Ġa", "ĠA", "Ġab", "Ġb", "c"], vocabulary - 6)]  # something may always follow
+    beginnings = Beginnings(words)
     batch = Batch([], [(rng.random(rows) * 3).tolist() for _ in range(variants)], [3, None, 5, 9], 1, rng.random((rows, steps)), steps)
-    ours = Drawing(batch, Sampling(temperature, top_p, min_p, penalty), begins, end, silent)
+    ours = Drawing(batch, Sampling(temperature, top_p, min_p, penalty), beginnings, end, silent)
     theirs = Decoding(
         prompt_tokens=2, weights=batch.weights, temperature=temperature, top_p=top_p, min_p=min_p, repetition_penalty=penalty,
-        silent=silent, governor=Governor(torch.from_numpy(begins), end, batch.lengths, 1), levels=torch.from_numpy(batch.levels),
+        silent=silent, governor=Governor(torch.tensor(beginnings.marked), end, batch.lengths, 1), levels=torch.from_numpy(batch.levels),
+        beginnings=beginnings,
     )  # fmt: skip
     ids = torch.zeros((rows * (1 + variants), 2), dtype=torch.long)
     for _ in range(steps):

@@ -237,7 +237,7 @@ class EvaluationSettings(_Settings):
     intents: int = Field(100, ge=2, description="Held-out intents per task that every system is compared on")
     sweep_intents: int = Field(60, ge=1, description="Validation intents on which the shipped command is chosen")
     guidance: tuple[Annotated[float, Field(ge=0, le=10)], ...] = Field(
-        (1.0, 1.5, 2.0, 3.0, 5.0), min_length=1, description="Weights of the quality command at decoding that the sweep tries; 1 is unguided"
+        (1.0, 1.5, 2.0, 3.0, 4.0), min_length=1, description="Weights of the quality command that the sweep tries; 1 is unguided"
     )
     min_diversity: float = Field(
         0.92, ge=0, le=2, description="Spread that a guided student must keep, as a share of the teacher's on the same intents"

@@ -23,6 +23,8 @@ from udrl_pipeline.errors import StudentError
 
 #: No run of so many tokens stands twice in a text: guidance would otherwise circle around the words that it likes best.
 LOOP_TOKENS = 3
+#: How tokenizers mark a token that begins a word: byte-level and sentencepiece ones.
+WORD_MARKS = "Ġ▁"
 #: Above this a guided text is noise.
 MOST_GUIDANCE = 10.0
 
@@ -61,6 +63,30 @@ def variants(commands: Sequence[Command], guidance: Sequence[Guidance]) -> list[
     return [variant for variant in found if any(variant.weights)]
 
 
+class Beginnings:
+    """Which tokens begin a word, and which would begin the last word again.
+
+    Args:
+        tokens: The vocabulary as the tokenizer has it, marks included; None where a number stands for no token.
+    """
+
+    def __init__(self, tokens: Sequence[str | None]) -> None:
+        self.marked = [bool(token) and token[0] in WORD_MARKS for token in tokens]  # type: ignore[index]
+        self._pieces = [(token or "").lstrip(WORD_MARKS).casefold() for token in tokens]
+        self._beginning: dict[str, list[int]] = {}
+        for token in (n for n, marked in enumerate(self.marked) if marked):
+            self._beginning.setdefault(self._pieces[token], []).append(token)
+
+    def stutters(self, written: Sequence[int]) -> list[int]:
+        """The tokens with which a text would begin its last word once more, whatever the case: guidance likes to stutter."""
+        word = ""
+        for token in reversed(written):
+            word = self._pieces[token] + word
+            if self.marked[token]:
+                return [again for end in range(1, len(word) + 1) for again in self._beginning.get(word[:end], ())]
+        return []
+
+
 class Decoding:
     """A logits processor that draws the token itself: it leaves one token possible per row, the same for a row and its variants.
 
@@ -69,6 +95,7 @@ class Decoding:
 
     Args:
         levels: For each row and step a number drawn evenly from [0, 1); float64, shape [rows, most steps].
+        beginnings: Those of the vocabulary, so that no word stands twice in a row; None: it may.
     """
 
     def __init__(
@@ -83,6 +110,7 @@ class Decoding:
         silent: Sequence[int],
         governor: "Governor | None",
         levels: Any,
+        beginnings: Beginnings | None = None,
     ) -> None:
         import torch
         from transformers import (
@@ -94,6 +122,7 @@ class Decoding:
         )
 
         self._prompt, self._silent, self._governor, self._levels = prompt_tokens, list(silent), governor, levels
+        self._beginnings = beginnings
         self._weights = [torch.tensor(of_variant, device=levels.device)[:, None] for of_variant in weights]
         self._random, self._min_p = temperature > 0, min_p
         # only what was generated counts as repeated: the words of the intent stay welcome
@@ -123,13 +152,16 @@ class Decoding:
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
     def _possible(self, ids: Any, full: Any) -> Any:
-        """Which tokens may follow: neither silent, nor a loop, nor against the length, nor implausible. Shape of `full`, never empty."""
+        """Which tokens may follow: neither silent, nor a loop or a stutter, nor against the length, nor implausible. Shape of `full`."""
         import torch
 
         allowed = full.clone()
         allowed[:, self._silent] = -torch.inf
         written = ids[:, self._prompt :]
         allowed = self._no_loops(written, allowed)
+        if self._beginnings:
+            for row, ids_of_row in enumerate(written.tolist()):
+                allowed[row, self._beginnings.stutters(ids_of_row)] = -torch.inf
         if self._governor:
             allowed = self._governor(written, allowed)
         floor = allowed.amax(dim=1, keepdim=True) + (math.log(self._min_p) if self._min_p else -torch.inf)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from udrl_pipeline.student.decoding import LOOP_TOKENS
+from udrl_pipeline.student.decoding import LOOP_TOKENS, Beginnings
 from udrl_pipeline.student.generation import Batch, Sampling
 
 
@@ -17,21 +17,22 @@ class Drawing:
     """Draws the next token of each text of a batch; `keep` goes on with some of them.
 
     Args:
-        begins_word: For each token, whether it begins a word; shape [vocabulary].
+        beginnings: Those of the vocabulary.
         end: The token that ends a text.
         silent: Tokens that are never drawn.
     """
 
-    def __init__(self, batch: Batch, sampling: Sampling, begins_word: Any, end: int, silent: Sequence[int]) -> None:
+    def __init__(self, batch: Batch, sampling: Sampling, beginnings: Beginnings, end: int, silent: Sequence[int]) -> None:
         texts = len(batch.lengths)
-        self._sampling, self._begins, self._beginners, self._end = sampling, begins_word, np.flatnonzero(begins_word), end
+        self._sampling, self._stutters, self._begins, self._end = sampling, beginnings.stutters, np.array(beginnings.marked), end
+        self._beginners = np.flatnonzero(self._begins)
         self._silent, self._levels = np.array(silent, dtype=np.int64), batch.levels
         self._weights = [np.array(of_variant, dtype=np.float32)[:, None] for of_variant in batch.weights]
         lengths = [None if batch.slack is None else length for length in batch.lengths]
         self._least = np.array([0 if length is None else length - (batch.slack or 0) for length in lengths])
         self._most = np.array([np.iinfo(np.int64).max if length is None else length + (batch.slack or 0) for length in lengths])
         self._words = np.zeros(texts, dtype=np.int64)
-        self._seen = np.zeros((texts, len(begins_word)), dtype=bool)
+        self._seen = np.zeros((texts, len(self._begins)), dtype=bool)
         self._written: list[list[int]] = [[] for _ in range(texts)]
         self._followers: list[dict[tuple[int, ...], list[int]]] = [{} for _ in range(texts)]
         self._step = 0
@@ -64,11 +65,12 @@ class Drawing:
         return tokens
 
     def _forbid(self, full: Any) -> None:
-        """No silent token, no run of LOOP_TOKENS twice, no end before the commanded length, no word after it."""
+        """No silent token, no run of LOOP_TOKENS twice, no stutter, no end before the commanded length, no word after it."""
         full[:, self._silent] = -np.inf
         for row, written in enumerate(self._written):
             if banned := self._followers[row].get(tuple(written[1 - LOOP_TOKENS :])):
                 full[row, banned] = -np.inf
+            full[row, self._stutters(written)] = -np.inf
         full[self._words < self._least, self._end] = -np.inf
         for row in np.flatnonzero(self._words >= self._most):
             full[row, self._beginners] = -np.inf

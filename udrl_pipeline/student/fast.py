@@ -7,7 +7,6 @@ own step (graph.py). A text that has ended makes room: the others go on without 
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from udrl_pipeline.commands import CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.student.drawing import Drawing
 from udrl_pipeline.student.engines import DESCRIPTION
-from udrl_pipeline.student.generation import Batch, Sampling, Student, begins_word
+from udrl_pipeline.student.generation import Batch, Sampling, Student
 
 MODEL = "model.onnx"
 #: The batch is laid anew when so many of its texts have ended: copying the others' keys and values costs about a step.
@@ -95,10 +94,9 @@ class FastStudent(Student):
     def parameters(self) -> int:
         return int(self.description["parameters"])
 
-    @cached_property
-    def _begins_word(self) -> Any:
-        tokens = self.tokenizer.convert_ids_to_tokens(range(self.description["vocabulary"]))
-        return np.array([begins_word(token) for token in tokens])
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.description["vocabulary"])
 
     def _write(self, batch: Batch, sampling: Sampling, streamer: Any = None) -> list[list[int]]:
         written: list[list[int]] = [[] for _ in batch.lengths]
@@ -113,7 +111,7 @@ class FastStudent(Student):
 
     def _steps(self, batch: Batch, sampling: Sampling) -> Iterator[tuple[list[int], list[int]]]:
         """After each step the texts that go on or have just ended, and the token of each."""
-        drawing = Drawing(batch, sampling, self._begins_word, self.tokenizer.eos_token_id, self._silent)
+        drawing = Drawing(batch, sampling, self._beginnings, self.tokenizer.eos_token_id, self._silent)
         texts = list(range(len(batch.lengths)))
         cache = _Cache(self.model, batch.prompts, len(texts), batch.room, self.description)
         ended: set[int] = set()

@@ -12,14 +12,12 @@ from typing import Any
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.rewards import words
-from udrl_pipeline.student.decoding import Decoding, Governor, Guidance, variants
+from udrl_pipeline.student.decoding import Beginnings, Decoding, Governor, Guidance, variants
 from udrl_pipeline.student.sequences import encode_prompts
 from udrl_pipeline.versioning import content_hash
 
 #: How far from a commanded length a text may end (words). The student aims; this keeps it from missing by more.
 LENGTH_SLACK = 2
-#: How byte-level and sentencepiece tokenizers write the space before a word.
-WORD_MARKS = ("Ġ", "▁")
 #: How a tokenizer shows a character of which some bytes are still to come.
 HALF = "\ufffd"
 #: Room for a text whose length is not commanded (tokens).
@@ -239,12 +237,12 @@ class Student:
         )
 
     @cached_property
-    def _begins_word(self) -> Any:
-        """For each token, whether it begins a word; shape [vocabulary]. Tokenizers mark it in front."""
-        import torch
+    def _beginnings(self) -> Beginnings:
+        return Beginnings(self.tokenizer.convert_ids_to_tokens(list(range(self._vocabulary))))
 
-        tokens = self.tokenizer.convert_ids_to_tokens(list(range(self.model.config.vocab_size)))
-        return torch.tensor([begins_word(token) for token in tokens], device=self.model.device)
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.model.config.vocab_size)
 
     def _write(self, batch: Batch, sampling: Sampling, streamer: Any = None) -> list[list[int]]:
         """The token ids of each row's text, and whatever follows its end."""
@@ -270,6 +268,7 @@ class Student:
         import torch
 
         end, slack = self.tokenizer.eos_token_id, batch.slack
+        begins_word = torch.tensor(self._beginnings.marked, device=self.model.device)
         return Decoding(
             prompt_tokens=prompt_tokens,
             weights=batch.weights,
@@ -278,8 +277,9 @@ class Student:
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
             silent=self._silent,
-            governor=None if slack is None else Governor(self._begins_word, end, batch.lengths, slack),
+            governor=None if slack is None else Governor(begins_word, end, batch.lengths, slack),
             levels=torch.from_numpy(batch.levels).to(self.model.device),
+            beginnings=self._beginnings,
         )
 
     def _tokens(self, batch: Batch, sampling: Sampling) -> Iterator[int]:
@@ -332,11 +332,6 @@ class _Streamer:
 
     def end(self) -> None:
         """All was put."""
-
-
-def begins_word(token: str | None) -> bool:
-    """Whether a token of a byte-level or sentencepiece tokenizer begins a word."""
-    return bool(token) and token[0] in WORD_MARKS  # type: ignore[index]
 
 
 def _keys(commands: Sequence[Command], seed: int | Sequence[int]) -> list[int]:
