@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test proof browser torture operations cluster ray load bench-latency ui lint types format recorded example images vllm dvc clean setup
+.PHONY: help run test proof browser torture operations cluster ray load bench-latency bench-cluster ui lint types format recorded example images vllm dvc clean setup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,7 +43,7 @@ torture: $(READY) ## a hundred kills with SIGKILL, and what was left of each (AR
 operations: $(READY) ## twenty cancelled and killed runs of a real deployment, and what they left (ARGS="--minutes 5" does a part)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.operations $(ARGS)
 
-cluster: ray ## a Ray cluster of three nodes and DDP on two processes, with nodes and processes killed (some minutes)
+cluster: ray ## a Ray cluster of three nodes, Dagster's runs on it, and DDP on two processes, with nodes and processes killed (ten minutes)
 	@$(BIN)/pytest -q -m slow tests/test_cluster.py tests/test_student_ranks.py $(ARGS)
 
 load: $(READY) ## `udrl serve` under 200 clients for five minutes, killed and ended under load (ARGS="--seconds 30" is a short one)
@@ -51,6 +51,9 @@ load: $(READY) ## `udrl serve` under 200 clients for five minutes, killed and en
 
 bench-latency: $(READY) ## student, export, teacher and 7B and 8B architectures beside each other, after `make run` (half an hour, 20 GB of memory)
 	@PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/latency.py $(ARGS)
+
+bench-cluster: ray ## what Ray costs on one node, and training in two processes (ARGS="--rows 100" is a short one; half an hour)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/cluster.py $(ARGS)
 
 ui: $(READY) ## Dagster on http://localhost:3000; the reports and the ledger that it links to on port 3001
 	@$(BIN)/udrl pages --port 3001 & pages=$$!; trap "kill $$pages" EXIT; $(BIN)/dagster dev -m assets.definitions --port 3000
@@ -82,7 +85,7 @@ setup: $(READY) ## only the environment
 
 vllm: $(VLLM) ## add vLLM, the faster engine: for the GPU where there is one, else for the CPU
 
-ray: $(RAY) ## add Ray, for `cluster: ray` in params.yaml
+ray: $(RAY) ## add Ray and dagster-ray, for `cluster: ray` in params.yaml and for deploy/ray
 
 dvc: $(DVC) ## DVC in an environment of its own (`.venv-dvc/bin/dvc repro`)
 

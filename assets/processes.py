@@ -9,6 +9,8 @@ import dagster as dg
 
 #: The host and the process that execute a run.
 PROCESS_TAG = "udrl/process"
+#: Set by executors that start each step as a job of a cluster, and look after it themselves (dagster-ray, dagster-k8s).
+STEP_ENV = "DAGSTER_RUN_STEP_KEY"
 THREAD = "end with the run"
 
 
@@ -16,14 +18,15 @@ def process_tag(pid: int) -> dict[str, str]:
     return {PROCESS_TAG: f"{socket.gethostname()}/{pid}"}
 
 
-def end_with_the_run() -> int:
+def end_with_the_run() -> int | None:
     """A step whose run was killed ends at once, and with it the engine that it started; by itself it would work on, unseen.
 
-    Dagster tells its step processes of a cancelled run, not of a killed one. Returns the process that executes the run.
+    Dagster tells its step processes of a cancelled run, not of a killed one. Returns the process that executes the run; None where each
+    step is a job of its own, whose end is not that of the run.
     """
     run = multiprocessing.parent_process()
     if run is None:
-        return os.getpid()
+        return None if STEP_ENV in os.environ else os.getpid()
 
     def wait() -> None:
         run.join()

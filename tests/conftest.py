@@ -172,6 +172,12 @@ def load(params: Path) -> Callable[..., Settings]:
     return lambda overrides=None: settings_module.load(params, preset="", overrides=overrides)
 
 
+def of_preset(name: str) -> dict[str, object]:
+    """A preset as overrides for `load`, less its folder."""
+    values = yaml.safe_load((REPOSITORY / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {f"{section}.{key}": value for section, chosen in values.items() if isinstance(chosen, dict) for key, value in chosen.items()}
+
+
 @pytest.fixture
 def settings(load: Callable[..., Settings]) -> Settings:
     return load()
@@ -235,6 +241,17 @@ def kept_open() -> Iterator[None]:
 @pytest.fixture
 def nodes() -> Iterator[Any]:
     """A Ray cluster of three nodes (processes of their own) with a core each, which can unpickle what the tests define."""
+    with ray_nodes(include_dashboard=False) as cluster:
+        yield cluster
+
+
+@contextmanager
+def ray_nodes(**head: Any) -> Iterator[Any]:
+    """Such a cluster.
+
+    Args:
+        head: What its head node is told beside that.
+    """
     ray = pytest.importorskip("ray", reason="Ray is not installed (`make ray`)")
     from ray.cluster_utils import Cluster
 
@@ -242,7 +259,7 @@ def nodes() -> Iterator[Any]:
     for module in own:
         ray.cloudpickle.register_pickle_by_value(module)
     of_a_node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=of_a_node | {"include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args=of_a_node | head)
     try:
         for _ in range(2):
             cluster.add_node(**of_a_node)

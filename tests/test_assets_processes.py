@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from assets.processes import STEP_ENV, end_with_the_run
 from conftest import REPOSITORY
 
 #: As Dagster's executor starts a step: a spawned child of the process that executes the run.
@@ -48,6 +49,13 @@ def test_a_step_ends_when_its_run_is_killed_and_would_not_by_itself(tmp_path: Pa
         if alive(step):
             step.kill()
         run.stdout.close()
+
+
+def test_a_step_that_is_a_job_of_its_own_does_not_stand_for_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process ends before the run does, which `lost_runs` would take for the run's end."""
+    assert end_with_the_run() == os.getpid()
+    monkeypatch.setenv(STEP_ENV, "intents")
+    assert end_with_the_run() is None
 
 
 def alive(process: psutil.Process) -> bool:

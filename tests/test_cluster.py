@@ -1,7 +1,11 @@
 """Rows on a cluster: what a worker does is tested without one; `make cluster` (slow) starts real ones and kills their nodes."""
 
+import json
 import logging
+import os
 import pickle
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -10,17 +14,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pandas as pd
 import pyarrow as pa
 import pytest
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from pyarrow import parquet
 
-from conftest import FakeEngine
+from assets.jobs import DEFAULT
+from conftest import REPOSITORY, FakeEngine, of_preset, ray_nodes
+from servers import free_port, postgres_server
 from udrl_pipeline import cluster, corpus, dataset, rewards
+from udrl_pipeline.audit.verify import verify
 from udrl_pipeline.cluster import PLAN, SHARDS, Sizes, Told, _Worker, shard_rows
 from udrl_pipeline.errors import ClusterError, ModelError, StoreFull, TeacherError
+from udrl_pipeline.evaluation import report
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import RaySettings, Settings
+from udrl_pipeline.settings import load as load_settings
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.student import training
 
@@ -266,3 +277,129 @@ def test_a_cluster_that_loses_a_node_makes_the_dataset_of_one_process(
     assert there == here
     with Workspace(load(on_ray)).database.reader() as connection:
         assert connection.execute("SELECT count(*), count(DISTINCT row_key) FROM rows").fetchall() == [(180, 180)]
+
+
+#: A student that is trained in seconds, in 60 steps, and a report without the teacher's own model, which the fake one has not.
+WHOLE = of_preset("tiny") | {
+    "intents.builtin": 80, "quality.min_rows_per_task": 5, "teacher.engine": "server",
+    "student.epochs": 3.0, "student.max_steps": None, "student.batch_rows": 8, "student.save_every": 4,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_from_the_ideas_to_the_report_on_a_cluster_that_loses_a_node_in_the_corpus_and_one_in_the_training(
+    nodes: Any, load: Callable[..., Settings], use_engine: Callable[[FakeEngine], FakeEngine], tmp_path: Path
+) -> None:
+    udrl = partial(training.build, recipe_name="udrl")
+    use_engine(FakeEngine())
+    here = Workspace(load(WHOLE | {"artifacts": "here"}), "run-1")
+    alone = [build(here) for build in (intents.build, corpus.build, dataset.build, udrl)]
+
+    use_engine(FakeEngine(seconds_per_row=0.15))
+    there = {"ray.address": nodes.address, "artifacts": "there", "scratch": "work", "student.cluster": "ray", "student.processes": 2}
+    workspace = Workspace(load(WHOLE | ON_RAY | there), "run-1")
+    killed = kill_a_node_that_holds("_Worker", nodes, lambda: any((tmp_path / "work").rglob("*.part.parquet")))
+    made = [build(workspace) for build in (intents.build, corpus.build, dataset.build)]
+    killed.join(timeout=1)
+    assert (killed.is_alive(), len(nodes.list_all_nodes())) == (False, 2)
+
+    nodes.add_node(num_cpus=1, object_store_memory=100 * 2**20)  # as who runs a cluster would, or its autoscaler
+    killed = kill_a_node_that_holds("RayTrainWorker", nodes, lambda: any((tmp_path / "work").rglob("checkpoints/checkpoint-*")))
+    made += [udrl(workspace), report.build(workspace)]
+    killed.join(timeout=1)
+    assert (killed.is_alive(), len(nodes.list_all_nodes())) == (False, 2)
+
+    assert [(v.asset, v.version, v.fingerprint, v.rows) for v in made[:3]] == [
+        (v.asset, v.version, v.fingerprint, v.rows) for v in alone[:3]
+    ]
+    with workspace.database.reader() as connection:
+        assert connection.execute("SELECT count(*), count(DISTINCT row_key) FROM rows").fetchall() == [(240, 240)]
+        assert connection.execute("SELECT count(*) FROM quarantine WHERE reason = 'shard failed'").fetchall() == [(0,)]
+    student, report_made = made[3:]
+    assert (student.fingerprint, student.rows, student.facts["processes"]) == (alone[3].fingerprint, alone[3].rows, 2)
+    curves = [
+        json.loads((w.version_folder(v.asset, v.version) / "loss.json").read_text()) for w, v in ((here, alone[3]), (workspace, student))
+    ]
+    assert [[line["step"] for line in curve] for curve in curves] == 2 * [[line["step"] for line in curves[0]]]
+    for one, other in zip(*curves, strict=True):
+        (kind,) = one.keys() - {"step"}
+        assert other[kind] == pytest.approx(one[kind], rel=0.02), (one, other)
+    assert {v.asset: v.version for v in made[1:4]}.items() <= report_made.parents.items()
+    assert "<html" in (workspace.version_folder(report.ASSET, report_made.version) / "report.html").read_text(encoding="utf-8")
+    assert verify(workspace) == []
+
+
+# -- runs of Dagster on a cluster -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """deploy/ray with a Postgres and a Ray cluster of its own, whose nodes have the environment that docs/deploy.md asks for.
+
+    The project of the runs is the preset `tiny`.
+    """
+    pytest.importorskip("dagster_ray", reason="dagster-ray is not installed (`make ray`)")
+    port, project = free_port(), tmp_path / "project"
+    (project / "postgres").mkdir(parents=True)
+    for name in ("params.yaml", "presets"):
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, project / name)
+    tiny = (project / "presets" / "tiny.yaml").read_text(encoding="utf-8")
+    assert "builtin: 300" in tiny
+    (project / "presets" / "tiny.yaml").write_text(tiny.replace("builtin: 300", "builtin: 60"), encoding="utf-8")  # whose rows are recorded
+    shutil.copy(REPOSITORY / "deploy" / "ray" / "dagster.yaml", project)
+    with postgres_server(project / "postgres") as database:
+        environment = {
+            "UDRL_POSTGRES_HOST": "127.0.0.1", "UDRL_POSTGRES_PORT": str(database), "UDRL_POSTGRES_USER": "udrl",
+            "UDRL_POSTGRES_PASSWORD": "unused", "UDRL_POSTGRES_DB": "udrl", "UDRL_DAGSTER_FILES": str(project / "files"),
+            "UDRL_PARAMS": str(project / "params.yaml"), "UDRL_PRESET": "tiny", "PYTHONPATH": str(REPOSITORY),
+            "DAGSTER_HOME": str(project), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+        }  # fmt: skip
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with ray_nodes(include_dashboard=True, dashboard_port=port):
+            yield project
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("module", ["assets.definitions", "assets.on_ray"], ids=["a run", "each step"])
+def test_dagster_runs_on_ray_and_its_history_tells_what_the_ledger_tells(deployed: Path, module: str) -> None:
+    """The daemon takes the run from the queue and makes it a Ray job; with `assets.on_ray` each of its steps is a job, too."""
+    from ray.job_submission import JobSubmissionClient
+
+    dagster = [sys.executable, "-m", "dagster", "job", "launch", "-m", module, "-j", "everything"]
+    subprocess.run(dagster, cwd=deployed, check=True, capture_output=True, timeout=200)
+    with dg.DagsterInstance.get() as instance, (deployed / "daemon.log").open("wb") as log:
+        daemon = subprocess.Popen([sys.executable, "-m", "dagster._daemon", "run", "-m", module], cwd=deployed, stdout=log, stderr=log)
+        try:
+            (run_id,) = [run.run_id for run in instance.get_runs()]
+            while not (run := instance.get_run_by_id(run_id)) or not run.is_finished:
+                assert daemon.poll() is None, (deployed / "daemon.log").read_text(encoding="utf-8")[-2000:]
+                time.sleep(1)
+        finally:
+            daemon.terminate()
+            daemon.wait(timeout=60)
+        events = list(instance.all_logs(run_id))
+        jobs = JobSubmissionClient().list_jobs()
+        assert run.status == dg.DagsterRunStatus.SUCCESS, "\n".join([event.user_message for event in events[-20:]])
+    made = {
+        materialised.asset_key.to_user_string(): (materialised.tags or {})[DATA_VERSION_TAG]
+        for entry in events
+        if entry.dagster_event and entry.dagster_event.is_step_materialization
+        for materialised in [entry.dagster_event.step_materialization_data.materialization]
+    }
+    workspace = Workspace(load_settings(deployed / "params.yaml", "tiny"))
+    assert made == {asset: found.version for asset in made if (found := workspace.current(asset))}
+    assert sorted(made) == sorted(asset.key.to_user_string() for asset in DEFAULT)
+    here = Workspace(load_settings(deployed / "params.yaml", "tiny", {"artifacts": "here"}), "run-1")
+    assert made[dataset.ASSET] == [build(here).version for build in (intents.build, corpus.build, dataset.build)][-1]
+    checks = [e.asset_check_evaluation for entry in events if (e := entry.dagster_event) and e.event_type_value == "ASSET_CHECK_EVALUATION"]
+    assert [check.check_name for check in checks if not check.passed and check.blocking] == []
+    assert any("parameters" in entry.user_message for entry in events if entry.dagster_event is None)  # what the library logs
+    of_steps = [job for job in jobs if (job.metadata or {}).get("dagster/op")]
+    assert len(jobs) - len(of_steps) == 1
+    assert len(of_steps) == (0 if module == "assets.definitions" else len(DEFAULT) + 1)  # and the check of the books
+    assert {job.status for job in jobs} == {"SUCCEEDED"}
+    assert any(file.stat().st_size for file in (deployed / "files").rglob("*.err"))

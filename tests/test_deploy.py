@@ -1,12 +1,15 @@
 """The files of deploy/: each is checked by the tool that reads it, and the processes that a server runs do run, on a real Postgres."""
 
+import importlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +18,19 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from dagster._config import process_config
+from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.launcher import LaunchRunContext
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.workspace.load import location_origins_from_yaml_paths
+from dagster._serdes import ConfigurableClassData
 
 from benchmarks.operations.graphql import ask
 from conftest import REPOSITORY
 from servers import free_port, postgres_server
+from udrl_pipeline.cli import main
+from udrl_pipeline.settings import load
 
 DEPLOY = REPOSITORY / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -134,7 +144,7 @@ def environment_of(name: str) -> set[str]:
 def test_the_example_of_the_environment_names_every_variable() -> None:
     lines = (DEPLOY / "env.example").read_text(encoding="utf-8").splitlines()
     named = {line.partition("=")[0] for line in lines if line and not line.startswith("#")}
-    assert environment_of("dagster.yaml") | environment_of("workspace.yaml") <= named
+    assert set.union(*map(environment_of, ("dagster.yaml", "workspace.yaml", "ray/dagster.yaml"))) | {"UDRL_PARAMS"} <= named
 
 
 def test_the_image_holds_what_the_commands_need() -> None:
@@ -153,6 +163,145 @@ def test_the_values_for_the_chart_tell_it_what_the_other_files_tell() -> None:
     (code,) = values["dagster-user-deployments"]["deployments"]
     assert code["dagsterApiGrpcArgs"] == ["--module-name", "assets.definitions"]
     assert {mount["name"] for mount in code["volumeMounts"]} == {volume["name"] for volume in code["volumes"]}
+
+
+class Sent:
+    """In place of Kubernetes' API: keeps what is sent to it."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Any] = []
+
+    def create_namespaced_job(self, body: Any, namespace: str, **_: Any) -> None:
+        self.jobs.append((namespace, body))
+
+
+def in_snake_case(value: Any) -> Any:
+    """As the chart's helper of this name."""
+    if isinstance(value, dict):
+        return {re.sub("([A-Z])", lambda found: "_" + found[1].lower(), key): in_snake_case(inner) for key, inner in value.items()}
+    return value
+
+
+def launched_by_the_chart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The Kubernetes Job of a run, with the launcher and the code location as the chart makes them from deploy/helm-values.yaml."""
+    kubernetes = pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
+    from dagster_k8s import K8sRunLauncher
+
+    monkeypatch.setattr(kubernetes.config, "load_incluster_config", lambda: None)
+    values = read("helm-values.yaml")
+    (code,) = values["dagster-user-deployments"]["deployments"]
+    launcher_values = values["runLauncher"]["config"]["k8sRunLauncher"]
+    config = {
+        "load_incluster_config": True, "job_namespace": "udrl", "image_pull_policy": "Always", "service_account_name": "dagster",
+        "dagster_home": "/opt/dagster/dagster_home", "instance_config_map": "dagster-instance",
+        "postgres_password_secret": "dagster-postgresql-secret", "env_vars": launcher_values["envVars"],
+        "run_k8s_config": in_snake_case(launcher_values["runK8sConfig"]),
+    }  # fmt: skip
+    checked = process_config(K8sRunLauncher.config_type(), config)
+    assert checked.success, checked.errors
+    context = {
+        "image_pull_policy": code["image"]["pullPolicy"], "env": code["env"], "volumes": code["volumes"],
+        "volume_mounts": code["volumeMounts"], "env_secrets": [secret["name"] for secret in code["envSecrets"]], "namespace": "udrl",
+    }  # fmt: skip
+    image = f"{code['image']['repository']}:{code['image']['tag']}"
+    pointer = ModuleCodePointer(code["dagsterApiGrpcArgs"][1], "defs", working_directory="/opt/udrl")
+    origin = RepositoryPythonOrigin("python", pointer, image, ["dagster"], {"k8s": context})
+    sent = Sent()
+    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+        launcher = K8sRunLauncher(**checked.value, k8s_client_batch_api=sent, k8s_client_core_api=sent)
+        launcher.register_instance(instance)
+        run = dg.DagsterRun("everything", job_code_origin=JobPythonOrigin("everything", origin))
+        instance.add_run(run)
+        launcher.launch_run(LaunchRunContext(run, None))
+    ((namespace, job),) = sent.jobs
+    assert namespace == "udrl"
+    made: dict[str, Any] = kubernetes.client.ApiClient().sanitize_for_serialization(job)
+    return made
+
+
+def test_the_chart_makes_a_run_a_job_that_kubernetes_accepts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = launched_by_the_chart(tmp_path, monkeypatch)
+    accepted_by_kubernetes(job)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "registry.example.com/udrl:0.1.0"
+    assert container["args"][:3] == ["dagster", "api", "execute_run"]
+    assert container["resources"] == {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"memory": "16Gi"}}
+    assert {"name": "UDRL_MODELS", "value": "/data/models"} in container["env"]
+    assert container["envFrom"] == [{"secretRef": {"name": "udrl-teacher"}}]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts["/opt/udrl/artifacts"] == mounts["/data/models"] == "data"
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": "udrl-data"}} in pod["volumes"]
+
+
+def accepted_by_kubernetes(manifest: dict[str, Any]) -> None:
+    """Checked by Kubernetes' own schemas, unknown keys refused."""
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate").validate
+    validate(manifest, "1.32", strict=True)
+
+
+def test_kubernetes_accepts_the_manifests_beside_the_chart() -> None:
+    manifests = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "pages-and-serve.yaml").read_text(encoding="utf-8")))
+    for manifest in manifests:
+        accepted_by_kubernetes(manifest)
+    named = {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in manifests}
+    assert sorted(named) == [
+        ("Deployment", "udrl-pages"), ("Deployment", "udrl-serve"), ("PersistentVolumeClaim", "udrl-data"),
+        ("Service", "udrl-pages"), ("Service", "udrl-serve"),
+    ]  # fmt: skip
+    (code,) = read("helm-values.yaml")["dagster-user-deployments"]["deployments"]
+    claims = {volume["persistentVolumeClaim"]["claimName"] for volume in code["volumes"]}
+    for name in ("udrl-pages", "udrl-serve"):
+        deployment, service = named["Deployment", name]["spec"], named["Service", name]["spec"]
+        pod = deployment["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == f"{code['image']['repository']}:{code['image']['tag']}"
+        assert deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"] == service["selector"]
+        assert container["ports"][0]["containerPort"] == service["ports"][0]["targetPort"]
+        assert {volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]} == claims == {"udrl-data"}
+        options = main.commands[container["command"][1]].make_context(name, container["command"][2:]).params  # type: ignore[attr-defined]
+        assert (options["host"], options["port"]) == ("0.0.0.0", container["ports"][0]["containerPort"])
+    serve = named["Deployment", "udrl-serve"]["spec"]["template"]["spec"]
+    assert serve["terminationGracePeriodSeconds"] > load(REPOSITORY / "params.yaml", preset="").serve.drain_s
+
+
+def test_the_ray_cluster_is_one_that_its_operator_takes() -> None:
+    specification = pytest.importorskip("dagster_ray.kuberay.configs", reason="needs the extras `ray` and `kubernetes`").RayClusterSpec
+    cluster = read("kubernetes/ray-cluster.yaml")
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    known = {re.sub("_([a-z])", lambda found: found[1].upper(), name) for name in specification.model_fields}
+    assert set(cluster["spec"]) <= known
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        accepted_by_kubernetes({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": group["template"]["spec"]})
+    (required,) = {
+        name
+        for name in tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]["ray"]
+        if name.startswith("ray[")
+    }
+    assert f">={cluster['spec']['rayVersion'].removesuffix('.0')}," in required
+
+
+@pytest.mark.parametrize(("module", "executor", "package"), [("on_ray", "ray", "dagster_ray"), ("on_kubernetes", "k8s", "dagster_k8s")])
+def test_each_step_may_be_a_job_of_a_cluster(module: str, executor: str, package: str) -> None:
+    pytest.importorskip(package)
+    found = importlib.import_module(f"assets.{module}").defs
+    here = importlib.import_module("assets.definitions").defs
+    jobs = found.resolve_all_job_defs()
+    assert {job.executor_def.name for job in jobs} == {executor}
+    assert {job.name for job in jobs} == {job.name for job in here.resolve_all_job_defs()}
+    assert set(found.resolve_all_asset_keys()) == set(here.resolve_all_asset_keys())
+    assert dg.validate_run_config(found.resolve_job_def("everything"), {})  # nothing has to be said in the launchpad
+
+
+def test_the_instance_of_a_ray_cluster_makes_runs_its_jobs_and_is_told_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, server = read("ray/dagster.yaml"), read("dagster.yaml")
+    told = ray.pop("run_launcher")
+    assert ray == server
+    pytest.importorskip("dagster_ray", reason="needs the extra `ray`")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head.example.com:8265")
+    launcher = ConfigurableClassData(told["module"], told["class"], yaml.safe_dump(told["config"])).rehydrate()
+    assert (type(launcher).__name__, launcher.address, launcher.num_cpus) == ("RayRunLauncher", "http://head.example.com:8265", 1)
 
 
 def test_the_collector_adds_up_what_the_steps_push() -> None:
