@@ -171,6 +171,30 @@ def test_two_processes_learn_as_one_does(load: Callable[..., Settings], tmp_path
 
 
 @pytest.mark.slow
+def test_two_processes_learn_by_muon_as_one_does(load: Callable[..., Settings], tmp_path: Path) -> None:
+    by_muon = {"student.optimiser": "muon"}
+    one, _, _ = curve_of(load(BASE | by_muon), tmp_path / "one")
+    two, _, done = curve_of(load(TWO | by_muon), tmp_path / "two")
+    by_adamw, _, _ = curve_of(load(BASE), tmp_path / "adamw")
+    print("by Muon, two processes against one:", farthest(one, two), one[-2:], two[-2:])
+    assert done == STEPS
+    assert farthest(one, two) < NOISE
+    assert farthest(one, by_adamw) > NOISE  # it was Muon that both learned by
+    assert two[-2]["loss"] < two[0]["loss"] - 0.5
+
+
+@pytest.mark.slow
+def test_the_validation_loss_is_that_of_one_process_to_the_last_digit(load: Callable[..., Settings], tmp_path: Path) -> None:
+    """The weights stay as they are, so nothing but the counting of the loss could differ: thirteen sequences are no even share of two."""
+    at_rest = {"student.learning_rate": 1e-12}
+    one, _, _ = curve_of(load(BASE | at_rest), tmp_path / "one")
+    two, _, _ = curve_of(load(TWO | at_rest), tmp_path / "two")
+    told = [[line for line in curve if "validation_loss" in line] for curve in (one, two)]
+    assert told[0] == told[1]
+    assert [line["step"] for line in told[0]] == [6, 12, 18, 24]
+
+
+@pytest.mark.slow
 def test_a_process_that_is_killed_costs_the_steps_since_the_last_checkpoint(
     load: Callable[..., Settings], tmp_path: Path, alone: list[dict[str, float]]
 ) -> None:
