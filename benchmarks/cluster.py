@@ -3,7 +3,8 @@
     make ray && .venv/bin/python benchmarks/cluster.py [--rows 2000] [--core 0] [--ddp] [--out FILE]
 
 Each side runs in a fresh process, with all that it starts (Ray's own processes too) on one core, with one thread, and an empty store.
-What it takes until the engine is ready is told apart. `--ddp` trains the student of params.yaml in one process and in two instead.
+What it takes until the engine is ready is told apart. Beside the time stand the seconds of processor that all of its processes took: what
+the time would be if nothing else ran on that core. `--ddp` trains the student of params.yaml in one process and in two instead.
 Prints a table; writes JSON (what the file holds of the other part stays), and the tables beside it as Markdown.
 """
 
@@ -14,9 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from udrl_pipeline import corpus, dataset, settings
 from udrl_pipeline.commands import CommandSpace
@@ -34,10 +39,38 @@ NAMES = {"direct": "in one process", "ray": "one worker of a Ray cluster on the 
 TRAINED = {"one process": (1, 1), "one process, two threads": (1, 2), "two processes": (2, 1)}
 
 
+class Meter(threading.Thread):
+    """The processor time of this process and of all that it starts, those that have ended included; looked at every second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._seen: dict[psutil.Process, float] = {}
+        self._looked = [(time.time(), 0.0)]
+
+    def run(self) -> None:
+        while True:
+            self.look()
+            time.sleep(1)
+
+    def look(self) -> float:
+        own = psutil.Process()
+        for process in (own, *own.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                taken = process.cpu_times()
+                self._seen[process] = taken.user + taken.system
+        self._looked.append((time.time(), sum(self._seen.values())))
+        return self._looked[-1][1]
+
+    def since(self, when: float) -> float:
+        """Seconds of processor from a moment on."""
+        return self.look() - next(taken for looked, taken in reversed(self._looked) if looked <= when)
+
+
 def ask(side: str, rows: int, artifacts: str) -> dict[str, float]:
     """Build a corpus of about `rows` rows; how long the work took, and how long until its engine was ready."""
     ready, original, opened = Path(artifacts) / "ready", corpus._generate, corpus.open_engine
-    begun: list[float] = []
+    begun, took, meter = list[float](), list[float](), Meter()
+    meter.start()
 
     def open_and_tell(chosen: Settings) -> Any:
         engine = opened(chosen)
@@ -46,7 +79,9 @@ def ask(side: str, rows: int, artifacts: str) -> dict[str, float]:
 
     def generate(*arguments: Any) -> Any:
         begun.append(time.time())
-        return original(*arguments)
+        work = original(*arguments)
+        took.append(meter.since(float(ready.read_text(encoding="utf-8"))))
+        return work
 
     corpus.open_engine, corpus._generate = open_and_tell, generate  # type: ignore[assignment]
     chosen = settings.load(
@@ -63,7 +98,7 @@ def ask(side: str, rows: int, artifacts: str) -> dict[str, float]:
     start_up = float(ready.read_text(encoding="utf-8")) - begun[0]
     return {
         "rows": made.work["teacher_rows"], "tokens": made.work["teacher_tokens"],
-        "seconds": round(made.work["teacher_seconds"] - start_up, 2), "start_up": round(start_up, 2),
+        "seconds": round(made.work["teacher_seconds"] - start_up, 2), "processor": round(took[0], 2), "start_up": round(start_up, 2),
     }  # fmt: skip
 
 
@@ -127,13 +162,14 @@ def page(result: dict[str, Any]) -> str:
         lines += [
             "",
             "Rows of the default teacher, all of it on one core with one thread. Overhead of Ray:"
-            f" {asked['overhead']:.1%} of the time per token, {asked['overhead_rows']:.1%} of the time per row; start-up is in neither.",
-            "", "| | rows | tokens | seconds | rows/s | tokens/s | start-up (s) |", "|---|---:|---:|---:|---:|---:|---:|",
+            f" {asked['overhead']:.1%} of the time per token, {asked['overhead_processor']:.1%} of the processor's time per token;"
+            " start-up is in neither.",
+            "", "| | rows | tokens | seconds | of the processor | rows/s | tokens/s | start-up (s) |", "|---|" + "---:|" * 7,
         ]  # fmt: skip
         for side, name in NAMES.items():
             m = asked[side]
             speed = f"{m['rows'] / m['seconds']:.2f} | {m['tokens'] / m['seconds']:.1f} | {m['start_up']:.1f}"
-            lines.append(f"| {name} | {m['rows']:,} | {m['tokens']:,} | {m['seconds']:.1f} | {speed} |")
+            lines.append(f"| {name} | {m['rows']:,} | {m['tokens']:,} | {m['seconds']:.1f} | {m['processor']:.1f} | {speed} |")
     if trained := result.get("training"):
         lines += [
             "",
@@ -176,14 +212,15 @@ def main() -> None:
         print(found["off"])
         result["training"] = found
     else:
-        found = {side: in_a_process([arguments.core], 1, "--side", side, "--rows", str(arguments.rows)) for side in NAMES}
-        for side, m in found.items():
-            print(f"{side:7} {m['rows']:6.0f} rows {m['seconds']:8.1f} s {m['tokens'] / m['seconds']:7.1f} tokens/s", end=" ")
-            print(f"after {m['start_up']:.1f} s of start-up")
+        found = {}
+        for side in NAMES:
+            m = found[side] = in_a_process([arguments.core], 1, "--side", side, "--rows", str(arguments.rows))
+            speed = f"{m['rows'] / m['seconds']:.2f} rows/s, {m['tokens'] / m['seconds']:.1f} tokens/s, {m['processor']:.1f} s of processor"
+            print(f"{side:7} {m['rows']:6.0f} rows {m['seconds']:8.1f} s, {speed}, after {m['start_up']:.1f} s of start-up", flush=True)
         a, b = found["direct"], found["ray"]
-        for name, unit in {"overhead": "tokens", "overhead_rows": "rows"}.items():
-            found[name] = round((b["seconds"] / b[unit]) / (a["seconds"] / a[unit]) - 1, 4)
-        print(f"overhead of Ray: {found['overhead']:.1%} of the time per token, {found['overhead_rows']:.1%} per row")
+        for name, kind in {"overhead": "seconds", "overhead_processor": "processor"}.items():
+            found[name] = round((b[kind] / b["tokens"]) / (a[kind] / a["tokens"]) - 1, 4)
+        print(f"overhead of Ray: {found['overhead']:.1%} of the time per token, {found['overhead_processor']:.1%} of the processor's")
         result["teacher"] = found
     result["machine"] = machine()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

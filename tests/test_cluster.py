@@ -380,7 +380,7 @@ def test_dagster_runs_on_ray_and_its_history_tells_what_the_ledger_tells(deploye
                 time.sleep(1)
         finally:
             daemon.terminate()
-            daemon.wait(timeout=60)
+            daemon.wait(timeout=120)
         events = list(instance.all_logs(run_id))
         jobs = JobSubmissionClient().list_jobs()
         assert run.status == dg.DagsterRunStatus.SUCCESS, "\n".join([event.user_message for event in events[-20:]])
@@ -395,7 +395,12 @@ def test_dagster_runs_on_ray_and_its_history_tells_what_the_ledger_tells(deploye
     assert sorted(made) == sorted(asset.key.to_user_string() for asset in DEFAULT)
     here = Workspace(load_settings(deployed / "params.yaml", "tiny", {"artifacts": "here"}), "run-1")
     assert made[dataset.ASSET] == [build(here).version for build in (intents.build, corpus.build, dataset.build)][-1]
-    checks = [e.asset_check_evaluation for entry in events if (e := entry.dagster_event) and e.event_type_value == "ASSET_CHECK_EVALUATION"]
+    checks = [
+        entry.dagster_event.asset_check_evaluation_data
+        for entry in events
+        if entry.dagster_event and entry.dagster_event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ]
+    assert checks
     assert [check.check_name for check in checks if not check.passed and check.blocking] == []
     assert any("parameters" in entry.user_message for entry in events if entry.dagster_event is None)  # what the library logs
     of_steps = [job for job in jobs if (job.metadata or {}).get("dagster/op")]
