@@ -80,10 +80,14 @@ def train(
             return super().create_optimizer(model)
 
         def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-            """All of it for each of several processes: shared out, its last rows would be filled up with others."""
+            """All of it for each of several processes: shared out, its last rows would be filled up with others. So there is nothing to
+            gather, and a short last batch counts by its rows, as in one process."""
             if options.processes == 1:
                 return super().get_eval_dataloader(eval_dataset)
-            return DataLoader(self.eval_dataset, arguments.per_device_eval_batch_size, collate_fn=self.data_collator)
+            size = arguments.per_device_eval_batch_size
+            rows = (min(size, len(held_out) - first) for first in range(0, len(held_out), size))
+            self.gather_function = lambda losses: losses[: next(rows)]
+            return DataLoader(self.eval_dataset, size, collate_fn=self.data_collator)
 
     class Keep(TrainerCallback):
         """Takes a checkpoint over once it is whole, and drops the one before: a kill in the middle of one costs that one alone."""
