@@ -180,11 +180,19 @@ def test_an_engine_that_crashes_is_a_typed_error_and_leaves_no_process(stand_in,
 def test_closing_ends_the_whole_group_and_can_be_done_twice(stand_in, engine: Callable[..., VllmEngine]) -> None:
     teacher = engine()
     leader = teacher._child.pid
-    assert len(group(leader)) == 2
+    assert len(group(leader)) == 3  # with its guard
     assert os.getpgrp() != leader
     teacher.close()
     wait_until_gone(leader, 5)
     teacher.close()
+
+
+def test_an_engine_of_which_the_first_process_alone_is_killed_leaves_none(stand_in, engine: Callable[..., VllmEngine]) -> None:
+    """As Ray does with the children of a worker that it ends."""
+    leader = engine()._child.pid
+    assert len(group(leader)) == 3
+    os.kill(leader, signal.SIGKILL)
+    wait_until_gone(leader, 5)
 
 
 def kill_the_parent(params: Path, folder: Path, at_least: int) -> None:

@@ -12,6 +12,7 @@ from udrl_pipeline.teacher import refused_if_forged
 
 
 def main() -> None:
+    _guard()
     # vLLM and its children print to standard output: keep the pipe for answers, send everything else to standard error
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -66,6 +67,17 @@ def _sampling(params: Any, request: dict[str, Any]) -> Any:
 def _reply(output: Any) -> dict[str, Any]:
     best = output.outputs[0]
     return {"text": best.text.strip(), "tokens": len(best.token_ids), "finish_reason": best.finish_reason}
+
+
+def _guard() -> None:
+    """Fork a process that ends the group when this one does, however that is: Ray kills the children of its workers, not theirs."""
+    until, held = os.pipe()
+    if os.fork():
+        os.close(until)  # and hold the other end, which no program that is started here inherits
+        return
+    os.close(held)
+    os.read(until, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _read_until_the_parent_ends(batches: "queue.Queue[str]") -> None:
