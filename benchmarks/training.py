@@ -27,17 +27,19 @@ from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.student.sequences import TrainingSequence, collate, tokens_of, training_order
 
 PLAIN = "plain transformers Trainer"
+#: The start of the tables that are about a teacher's layers; the recorded student has layers of its own.
+PRUNED = {"student.init_from": "pruned-teacher", "student.learning_rate": 1.2e-3}
 #: Table -> line -> settings that differ from params.yaml.
 LINES: dict[str, dict[str, dict[str, Any]]] = {
     "trainer": {PLAIN: {}, "this project": {}},
-    "attention": {"eager": {}, "sdpa": {}},
+    "attention": {"eager": PRUNED, "sdpa": PRUNED},
     "start": {
-        "as in params.yaml": {},
-        "0-5, 28, 29": {"student.prune.layers": [0, 1, 2, 3, 4, 5, 28, 29]},
-        "an even spread": {"student.prune.layers": 8, "student.prune.rule": "even"},
-        "0-2, 11, 21, 24, 28, 29": {"student.prune.layers": [0, 1, 2, 11, 21, 24, 28, 29]},
-        "learning rate 8e-4": {"student.learning_rate": 8e-4},
-        "learning rate 2e-3": {"student.learning_rate": 2e-3},
+        "the layers of params.yaml": PRUNED,
+        "0-5, 28, 29": PRUNED | {"student.prune.layers": [0, 1, 2, 3, 4, 5, 28, 29]},
+        "an even spread": PRUNED | {"student.prune.layers": 8, "student.prune.rule": "even"},
+        "0-2, 11, 21, 24, 28, 29": PRUNED | {"student.prune.layers": [0, 1, 2, 11, 21, 24, 28, 29]},
+        "learning rate 8e-4": PRUNED | {"student.learning_rate": 8e-4},
+        "learning rate 2e-3": PRUNED | {"student.learning_rate": 2e-3},
     },
 }
 
