@@ -34,7 +34,7 @@ ASSET = "explored_rows"
 FIRST, LATER = "student/udrl", "student/udrl-rounds"
 SOURCES = (
     "exploration.py", "dataset.py", "rewards.py", "quality.py", "characters.py", "commands.py", "student/generation.py",
-    "student/sequences.py", "student/decoding.py",
+    "student/sequences.py", "student/decoding.py", "student/lexicon.py",
 )  # fmt: skip
 COLUMNS = [*dataset.COLUMNS, "round"]
 #: Texts between two commits.

@@ -204,6 +204,12 @@ class StudentSettings(_Settings):
     warmup: Share = Field(0.05, description="Share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0)
     max_tokens: int = Field(128, ge=16, description="Longest sequence (tokens); longer rows are quarantined by length before")
+    word_ideas: int = Field(
+        4,
+        ge=0,
+        description="A word is written when it stands in the rows of so many ideas (in proportion fewer below 2,000 ideas), "
+        "or in an idea; 0: whatever the tokens spell",
+    )
     save_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints")
     processes: int = Field(1, ge=1, description="Processes that share each batch (DDP); a divisor of batch_rows. No part of a version")
     cluster: Cluster = None

@@ -36,7 +36,7 @@ SOURCES = (
         )
     ),
     *(f"evaluation/metrics/{name}.py" for name in METRICS),
-    "rewards.py", "commands.py", "student/generation.py", "student/decoding.py",
+    "rewards.py", "commands.py", "student/generation.py", "student/decoding.py", "student/lexicon.py",
 )  # fmt: skip
 
 

@@ -13,12 +13,18 @@ GROUP_ROWS = 16_384
 ROWS = "rows.parquet"
 #: The columns that rows are in the order of. All rows of an idea stand together, so that they are found in one group.
 ORDER = ("intent_key", "row_key")
+#: Columns in which no value stands twice: a dictionary of them would only take room.
+UNIQUE = ("row_key",)
 
 
 def write_table(frame: "pd.DataFrame", file: Path) -> None:
     """Write a frame; the same rows give the same bytes, whatever their order."""
     frame = frame.sort_values([column for column in ORDER if column in frame], ignore_index=True)
-    frame.to_parquet(file, compression="zstd", index=False, row_group_size=GROUP_ROWS)
+    alone = [column for column in UNIQUE if column in frame]
+    frame.to_parquet(
+        file, compression="zstd", index=False, row_group_size=GROUP_ROWS,
+        use_dictionary=[column for column in frame if column not in alone], column_encoding=dict.fromkeys(alone, "DELTA_BYTE_ARRAY"),
+    )  # fmt: skip
 
 
 def holdings(folder: Path) -> list[tuple[str, str, int]]:

@@ -1,4 +1,4 @@
-"""How the next token is drawn: guidance, repetition, length, temperature.
+"""How the next token is drawn: guidance, known words, repetition, length, temperature.
 
 Guidance presses a command harder than the student learned to obey it: with w = 1 the student is asked, with more it insists
 (classifier-free guidance, arXiv 2207.12598 section 3.2). For each guided condition c the student also reads the command without
@@ -16,10 +16,12 @@ contrastive decoding, arXiv 2210.15097 section 3.3).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import StudentError
+from udrl_pipeline.student.lexicon import START, Lexicon
 
 #: No run of so many tokens stands twice in a text: guidance would otherwise circle around the words that it likes best.
 LOOP_TOKENS = 3
@@ -96,6 +98,7 @@ class Decoding:
     Args:
         levels: For each row and step a number drawn evenly from [0, 1); float64, shape [rows, most steps].
         beginnings: Those of the vocabulary, so that no word stands twice in a row; None: it may.
+        lexicons: For each row the words that it may hold; empty: any.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Decoding:
         governor: "Governor | None",
         levels: Any,
         beginnings: Beginnings | None = None,
+        lexicons: Sequence[Lexicon] = (),
     ) -> None:
         import torch
         from transformers import (
@@ -122,7 +126,7 @@ class Decoding:
         )
 
         self._prompt, self._silent, self._governor, self._levels = prompt_tokens, list(silent), governor, levels
-        self._beginnings = beginnings
+        self._beginnings, self._lexicons = beginnings, lexicons
         self._weights = [torch.tensor(of_variant, device=levels.device)[:, None] for of_variant in weights]
         self._random, self._min_p = temperature > 0, min_p
         # only what was generated counts as repeated: the words of the intent stay welcome
@@ -152,16 +156,23 @@ class Decoding:
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
     def _possible(self, ids: Any, full: Any) -> Any:
-        """Which tokens may follow: neither silent, nor a loop or a stutter, nor against the length, nor implausible. Shape of `full`."""
+        """Which tokens may follow: neither silent, nor a loop or a stutter, nor no word, nor against the length, nor implausible. Shape
+        of `full`."""
         import torch
 
-        allowed = full.clone()
-        allowed[:, self._silent] = -torch.inf
+        spoken = full.clone()
+        spoken[:, self._silent] = -torch.inf
         written = ids[:, self._prompt :]
-        allowed = self._no_loops(written, allowed)
-        if self._beginnings:
-            for row, ids_of_row in enumerate(written.tolist()):
+        allowed = self._no_loops(written, spoken)
+        for row, ids_of_row in enumerate(written.tolist()):
+            if self._beginnings:
                 allowed[row, self._beginnings.stutters(ids_of_row)] = -torch.inf
+            if self._lexicons:
+                lexicon, place = self._lexicons[row], reduce(self._lexicons[row].after, ids_of_row, START)
+                ended = bool(ids_of_row) and place == START
+                if ended or lexicon.unfinished(place):  # what has begun as a word ends as one, even where it stood before
+                    allowed[row] = spoken[row]
+                allowed[row, ~torch.from_numpy(lexicon.may_follow(place)).to(full.device)] = -torch.inf
         if self._governor:
             allowed = self._governor(written, allowed)
         floor = allowed.amax(dim=1, keepdim=True) + (math.log(self._min_p) if self._min_p else -torch.inf)

@@ -11,6 +11,7 @@ import numpy as np
 
 from udrl_pipeline.student.decoding import LOOP_TOKENS, Beginnings
 from udrl_pipeline.student.generation import Batch, Sampling
+from udrl_pipeline.student.lexicon import START
 
 
 class Drawing:
@@ -35,6 +36,7 @@ class Drawing:
         self._seen = np.zeros((texts, len(self._begins)), dtype=bool)
         self._written: list[list[int]] = [[] for _ in range(texts)]
         self._followers: list[dict[tuple[int, ...], list[int]]] = [{} for _ in range(texts)]
+        self._lexicons, self._places = batch.lexicons, [START] * texts
         self._step = 0
 
     def keep(self, texts: list[int]) -> None:
@@ -43,6 +45,8 @@ class Drawing:
         self._levels, self._least, self._most = self._levels[texts], self._least[texts], self._most[texts]
         self._words, self._seen = self._words[texts], self._seen[texts]
         self._written, self._followers = [self._written[i] for i in texts], [self._followers[i] for i in texts]
+        if self._lexicons:
+            self._lexicons, self._places = [self._lexicons[i] for i in texts], [self._places[i] for i in texts]
 
     def __call__(self, scores: Any) -> Any:
         """The next token of each text.
@@ -65,9 +69,13 @@ class Drawing:
         return tokens
 
     def _forbid(self, full: Any) -> None:
-        """No silent token, no run of LOOP_TOKENS twice, no stutter, no end before the commanded length, no word after it."""
+        """No silent token, no run of LOOP_TOKENS twice, no stutter, no unknown word, nothing against the commanded length."""
         full[:, self._silent] = -np.inf
         for row, written in enumerate(self._written):
+            if self._lexicons:
+                full[row, ~self._lexicons[row].may_follow(self._places[row])] = -np.inf
+                if self._lexicons[row].unfinished(self._places[row]):  # what has begun as a word ends as one
+                    continue
             if banned := self._followers[row].get(tuple(written[1 - LOOP_TOKENS :])):
                 full[row, banned] = -np.inf
             full[row, self._stutters(written)] = -np.inf
@@ -77,12 +85,12 @@ class Drawing:
 
     def _plausible(self, full: Any) -> tuple[Any, Any, Any]:
         """The tokens at least `min_p` times as probable as the likeliest one, in the order of the vocabulary: rows [texts, 1],
-        columns [texts, most], and which of these count, the shorter ones being filled up."""
+        columns [texts, most], and which of these count, the shorter ones being filled up with the likeliest."""
         min_p = self._sampling.min_p
         found = np.nonzero(full >= full.max(axis=1, keepdims=True) + np.float32(math.log(min_p)) if min_p else full > -np.inf)
         counts = np.bincount(found[0], minlength=len(full))
         inside = np.arange(counts.max()) < counts[:, None]
-        columns = np.zeros(inside.shape, dtype=np.int64)
+        columns = np.repeat(full.argmax(axis=1)[:, None], inside.shape[1], axis=1)
         columns[inside] = found[1]
         return np.arange(len(full))[:, None], columns, inside
 
@@ -103,6 +111,8 @@ class Drawing:
     def _remember(self, tokens: Any) -> None:
         self._seen[np.arange(len(tokens)), tokens] = True
         self._words += self._begins[tokens]
+        for text, lexicon in enumerate(self._lexicons):
+            self._places[text] = lexicon.after(self._places[text], int(tokens[text]))
         for written, followers, token in zip(self._written, self._followers, tokens.tolist(), strict=True):
             if len(written) >= LOOP_TOKENS - 1:
                 followers.setdefault(tuple(written[1 - LOOP_TOKENS :]), []).append(token)

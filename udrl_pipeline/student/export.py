@@ -25,7 +25,7 @@ from udrl_pipeline.commands import FILE as COMMANDS
 from udrl_pipeline.commands import Command
 from udrl_pipeline.store.database import typed_errors
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
-from udrl_pipeline.student import graph
+from udrl_pipeline.student import graph, lexicon
 from udrl_pipeline.student.engines import DESCRIPTION, EXPORTS
 from udrl_pipeline.student.fast import MODEL, FastStudent
 from udrl_pipeline.student.generation import LENGTH_SLACK, Generated, Sampling, Student
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = (
     "student/export.py", "student/graph.py", "student/fast.py", "student/drawing.py", "student/generation.py", "student/decoding.py",
-    "student/sequences.py", "commands.py", "rewards.py",
+    "student/lexicon.py", "student/sequences.py", "commands.py", "rewards.py",
 )  # fmt: skip
 #: What an export takes over from its student's folder.
 TAKEN = ("tokenizer.json", "recipe.json", COMMANDS)
@@ -151,6 +151,7 @@ def write_export(student: Student, folder: Path, target: Path, block: int | None
     config = student.model.config
     for name in TAKEN:
         shutil.copyfile(folder / name, target / name)
+    lexicon.save(student.words, target)
     graph.save(graph.to_onnx(student.model, block), target / MODEL)
     description = {
         "exported": True,

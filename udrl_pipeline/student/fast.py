@@ -14,6 +14,7 @@ import numpy as np
 
 from udrl_pipeline.commands import CommandSpace
 from udrl_pipeline.errors import StudentError
+from udrl_pipeline.student import lexicon
 from udrl_pipeline.student.drawing import Drawing
 from udrl_pipeline.student.engines import DESCRIPTION
 from udrl_pipeline.student.generation import Batch, Sampling, Student
@@ -34,6 +35,10 @@ class Tokenizer:
         self._with_controls, self._words_only = (Read.from_file(str(file)) for _ in range(2))
         self._words_only.encode_special_tokens = True
         self.eos_token_id = eos_token_id
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        return self._words_only
 
     def __call__(self, texts: Sequence[str], *, add_special_tokens: bool, split_special_tokens: bool = False) -> dict[str, Any]:
         tokenizer = self._words_only if split_special_tokens else self._with_controls
@@ -59,8 +64,10 @@ class FastStudent(Student):
         description: What `export.json` tells of the model.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, space: CommandSpace, recipe: str, description: dict[str, Any]) -> None:
-        super().__init__(model, tokenizer, space, recipe)
+    def __init__(
+        self, model: Any, tokenizer: Any, space: CommandSpace, recipe: str, words: Sequence[str], description: dict[str, Any]
+    ) -> None:
+        super().__init__(model, tokenizer, space, recipe, words)
         self.description = description
 
     @classmethod
@@ -82,7 +89,7 @@ class FastStudent(Student):
             recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["name"]
             tokenizer = Tokenizer(folder / "tokenizer.json", description["end"])
             session = open_session(onnxruntime, folder / MODEL)
-            return cls(session, tokenizer, CommandSpace.load(folder), recipe, description)
+            return cls(session, tokenizer, CommandSpace.load(folder), recipe, lexicon.load(folder), description)
         except StudentError:
             raise
         except Exception as error:  # ONNX Runtime and tokenizers raise kinds of their own for a damaged file

@@ -12,8 +12,10 @@ from typing import Any
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.rewards import words
+from udrl_pipeline.student import lexicon
 from udrl_pipeline.student.decoding import Beginnings, Decoding, Governor, Guidance, variants
-from udrl_pipeline.student.sequences import encode_prompts
+from udrl_pipeline.student.lexicon import Lexicon
+from udrl_pipeline.student.sequences import encode_prompts, words_only
 from udrl_pipeline.versioning import content_hash
 
 #: How far from a commanded length a text may end (words). The student aims; this keeps it from missing by more.
@@ -60,6 +62,7 @@ class Batch:
         slack: How far from them a text may end (words); None where no length is governed.
         levels: For each row and step the random number that draws it; [rows, room].
         room: Most tokens of a text.
+        lexicons: The words that each row may hold; empty: any.
     """
 
     prompts: list[list[int]]
@@ -68,13 +71,18 @@ class Batch:
     slack: int | None
     levels: Any
     room: int
+    lexicons: Sequence[Lexicon] = ()
 
 
 class Student:
-    """A student's model, tokenizer and command space. This one writes with transformers; `fast.FastStudent` is its drop-in."""
+    """A student's model, tokenizer and command space. This one writes with transformers; `fast.FastStudent` is its drop-in.
 
-    def __init__(self, model: Any, tokenizer: Any, space: CommandSpace, recipe: str) -> None:
-        self.model, self.tokenizer, self.space, self.recipe = model, tokenizer, space, recipe
+    Args:
+        words: Those that it may write beside the idea's own (lexicon.py); empty: any.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, space: CommandSpace, recipe: str, words: Sequence[str] = ()) -> None:
+        self.model, self.tokenizer, self.space, self.recipe, self.words = model, tokenizer, space, recipe, words
         self._silent = sorted(tokenizer.convert_tokens_to_ids(token) for token in space.control_tokens())
 
     @classmethod
@@ -109,9 +117,10 @@ class Student:
             )
             model = model.to(device).eval()
             recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["name"]
+            known = lexicon.load(folder)
         except (OSError, ValueError, KeyError) as error:
             raise StudentError(f"cannot be loaded: {error}", where=str(folder), remedy="move the folder away and run `udrl run`") from error
-        return cls(model, tokenizer, space, recipe)
+        return cls(model, tokenizer, space, recipe, known)
 
     @property
     def commanded(self) -> bool:
@@ -234,7 +243,22 @@ class Student:
             slack=slack if any(lengths) else None,
             levels=np.stack([np.random.Generator(np.random.Philox(key=key)).random(room) for key in keys]),
             room=room,
+            lexicons=[self._lexicon.also(self._spelled(lexicon.forms(self._splitter, command.intent))) for command in asked]
+            if self._lexicon
+            else [],
         )
+
+    @property
+    def _splitter(self) -> Any:
+        """What splits texts into pieces; of `tokenizers`."""
+        return self.tokenizer.backend_tokenizer
+
+    @cached_property
+    def _lexicon(self) -> Lexicon | None:
+        return Lexicon(self._spelled(self.words), self._vocabulary, self.tokenizer.eos_token_id) if self.words else None
+
+    def _spelled(self, words: Sequence[str]) -> list[tuple[str, list[int]]]:
+        return list(zip(words, words_only(self.tokenizer, words), strict=True))
 
     @cached_property
     def _beginnings(self) -> Beginnings:
@@ -280,6 +304,7 @@ class Student:
             governor=None if slack is None else Governor(begins_word, end, batch.lengths, slack),
             levels=torch.from_numpy(batch.levels).to(self.model.device),
             beginnings=self._beginnings,
+            lexicons=batch.lexicons,
         )
 
     def _tokens(self, batch: Batch, sampling: Sampling) -> Iterator[int]:

@@ -11,7 +11,7 @@ from udrl_pipeline.commands import CommandSpace
 from udrl_pipeline.errors import ModelError, StudentError
 from udrl_pipeline.models import resolve
 from udrl_pipeline.settings import ModelRef, Settings
-from udrl_pipeline.student import recorded
+from udrl_pipeline.student import lexicon, recorded
 from udrl_pipeline.student.vocabulary import add_control_tokens, cut, train_bpe
 
 #: The number at which a command's embeddings have run through half a wave.
@@ -20,11 +20,12 @@ LARGEST = {"words": 40, "quality": 5}
 
 @dataclass(frozen=True)
 class Start:
-    """An untrained student (fp32), its tokenizer, and how it came about."""
+    """An untrained student (fp32), its tokenizer, how it came about, and the words that it might write (lexicon.py)."""
 
     model: Any
     tokenizer: Any
     how: dict[str, Any]
+    words: Sequence[str] = ()
 
 
 def initialise(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> Start:
@@ -66,7 +67,7 @@ def from_folder(folder: Path, space: CommandSpace, how: dict[str, Any]) -> Start
         add_control_tokens(tokenizer, new)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         _embed_control_tokens(model, tokenizer, new)
-    return Start(model, tokenizer, how | {"new_tokens": len(new)})
+    return Start(model, tokenizer, how | {"new_tokens": len(new)}, lexicon.load(folder))
 
 
 def _scratch(settings: Settings, space: CommandSpace, texts: Sequence[str]) -> Start:

@@ -45,7 +45,7 @@ def encode(
 ) -> list[TrainingSequence]:
     """Token sequences of the rows with these keys; a text too long for `max_tokens` is cut and then has no end."""
     prompts = encode_prompts(tokenizer, space, commands)
-    answers = _words_only(tokenizer, [render_answer(t) for t in texts])
+    answers = words_only(tokenizer, [render_answer(t) for t in texts])
     end = [tokenizer.eos_token_id]
     return [TrainingSequence(p, (a + end)[: max(1, max_tokens - len(p))], key) for p, a, key in zip(prompts, answers, keys, strict=True)]
 
@@ -53,12 +53,12 @@ def encode(
 def encode_prompts(tokenizer: Any, space: CommandSpace, commands: Sequence[Command]) -> list[list[int]]:
     """The rendered prompts as token ids. Whatever an intent holds, the control tokens are those of the command alone."""
     around = [space.render(replace(command, intent=SLOT)).partition(f" {SLOT}") for command in commands]
-    intents = _words_only(tokenizer, [f" {command.intent}" for command in commands])
+    intents = words_only(tokenizer, [f" {command.intent}" for command in commands])
     before, after = (tokenizer([parts[side] for parts in around], add_special_tokens=False)["input_ids"] for side in (0, 2))
     return [b + intent + a for b, intent, a in zip(before, intents, after, strict=True)]
 
 
-def _words_only(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def words_only(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts in which nothing counts as a control token: what looks like one is spelled out."""
     found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return found

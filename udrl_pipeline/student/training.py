@@ -22,7 +22,7 @@ from udrl_pipeline.settings import ModelRef, Settings
 from udrl_pipeline.store.database import typed_errors
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student import ranks, recorded
+from udrl_pipeline.student import lexicon, ranks, recorded
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.initialise import Start, from_folder, initialise
 from udrl_pipeline.student.recipes import RECIPES, Recipe
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 SOURCES = (
     "commands.py", "student/training.py", "student/trainer.py", "student/sequences.py", "student/initialise.py", "student/vocabulary.py",
     "student/optimiser.py", "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py", "student/recorded.py",
+    "student/lexicon.py",
 )  # fmt: skip
 #: How the names of the assets begin that are students.
 STUDENTS = "student/"
@@ -218,12 +219,13 @@ def _train(
     seconds = time.monotonic() - began
     resumed_at = -(-len(sequences) // options.batch_rows) - steps
     trained, tokens = tokens_of(sequences[resumed_at * options.batch_rows :]), tokens_of(sequences)
-    student = Student(start.model.bfloat16().eval(), start.tokenizer, space, recipe.name)
+    student = Student(start.model.bfloat16().eval(), start.tokenizer, space, recipe.name, words_of(train, start, options.word_ideas))
     space, sweep = choose_best(student, validation, settings) if recipe.commanded else (space.with_best({}, space.guidance), {})
     _save(student, space, recipe, curve, scratch / "result")
     write_table(seen_rows(sequences), scratch / "result" / SEEN)
     facts = {
         "parameters": student.parameters, "sequences": len(sequences), "tokens": tokens, "start": start.how,
+        "words": len(student.words),
         "covered_words": {task: list(ends) for task, ends in space.covered.items()},
         "best_quality": space.best, "guidance": space.guidance, "sweep": sweep,
         "loss": curve[-1].get("loss") if curve else None,
@@ -231,6 +233,17 @@ def _train(
         "seed": options.seed, "processes": options.processes, "speed": speed,
     }  # fmt: skip
     return facts, {"train_steps": steps, "train_seconds": round(seconds, 2), "tokens_per_s": round(trained / seconds, 1)}
+
+
+def words_of(rows: pd.DataFrame, start: Start, least: int) -> list[str]:
+    """The words that a student may write: those of its rows, and those that its start might; none where it may write any.
+
+    Args:
+        least: `student.word_ideas`.
+    """
+    texts = zip(rows.intent, rows.text, strict=True)
+    found = lexicon.known_words(start.tokenizer.backend_tokenizer, texts, rows.intent.nunique(), least)
+    return sorted({*found, *start.words}) if found else []
 
 
 def seen_rows(sequences: list[TrainingSequence]) -> pd.DataFrame:
@@ -282,5 +295,6 @@ def _save(student: Student, space: CommandSpace, recipe: Recipe, losses: list[di
     student.model.save_pretrained(folder)
     student.tokenizer.save_pretrained(folder)
     space.save(folder)
+    lexicon.save(student.words, folder)
     (folder / "recipe.json").write_text(json.dumps({"name": recipe.name, "description": recipe.description}), encoding="utf-8")
     (folder / "loss.json").write_text(json.dumps(losses), encoding="utf-8")
