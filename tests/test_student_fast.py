@@ -24,6 +24,7 @@ from udrl_pipeline.student.export import write_export
 from udrl_pipeline.student.fast import MODEL, FastStudent
 from udrl_pipeline.student.generation import Batch, Generated, Sampling, Student
 from udrl_pipeline.student.initialise import initialise
+from udrl_pipeline.student.lexicon import Lexicon
 
 KINDS = ("gpt2", "llama", "qwen2")
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0}
@@ -171,21 +172,38 @@ def test_who_leaves_a_stream_stops_the_writing(
     min_p=st.sampled_from([0.0, 0.1, 0.5]),
     penalty=st.sampled_from([1.0, 1.3]),
     variants=st.integers(0, 2),
+    known_only=st.booleans(),
 )
 def test_the_same_tokens_are_drawn_from_the_same_scores(
-    seed: int, temperature: float, top_p: float, min_p: float, penalty: float, variants: int
+    seed: int, temperature: float, top_p: float, min_p: float, penalty: float, variants: int, known_only: bool
 ) -> None:
-    """Twelve tokens of four texts: with so few tokens to choose from, loops, stutters, word limits and penalties all come into play."""
+    """Twelve tokens of four texts: with so few tokens to choose from, loops, stutters, word limits, penalties and unknown words all come
+    into play."""
     rng = np.random.default_rng(seed)
-    rows, vocabulary, steps, end, silent = 4, 16, 12, 0, [1, 2]
-    words = ["end", "<1>", "<2>", "x", "y", "z", *rng.choice(["Ġa", "ĠA", "Ġab", "Ġb", "c"], vocabulary - 6)]  # something may always follow
+    rows, vocabulary, steps, end, silent = 4, 18, 12, 0, [1, 2]
+    words = [
+        "end",
+        "<1>",
+        "<2>",
+        "x",
+        "y",
+        "z",
+        "Ġd",
+        "Ġe",
+        "Ġf",
+        *rng.choice(["Ġa", "ĠA", "Ġab", "Ġb", "c"], vocabulary - 9),
+    ]  # something may always follow
     beginnings = Beginnings(words)
-    batch = Batch([], [(rng.random(rows) * 3).tolist() for _ in range(variants)], [3, None, 5, 9], 1, rng.random((rows, steps)), steps)
+    pieces = [[6], [7], [8], *([int(first), *map(int, rest)] for first, rest in zip(range(9, 18), rng.integers(3, 6, (9, 2)), strict=True))]
+    known = Lexicon([("".join(words[token] for token in piece).replace("Ġ", " "), piece) for piece in pieces], vocabulary, end)
+    lexicons = [known, known.also([(" dx", [6, 3])]), known, known] if known_only else []
+    weights = [(rng.random(rows) * 3).tolist() for _ in range(variants)]
+    batch = Batch([], weights, [3, None, 5, 9], 1, rng.random((rows, steps)), steps, lexicons)
     ours = Drawing(batch, Sampling(temperature, top_p, min_p, penalty), beginnings, end, silent)
     theirs = Decoding(
         prompt_tokens=2, weights=batch.weights, temperature=temperature, top_p=top_p, min_p=min_p, repetition_penalty=penalty,
         silent=silent, governor=Governor(torch.tensor(beginnings.marked), end, batch.lengths, 1), levels=torch.from_numpy(batch.levels),
-        beginnings=beginnings,
+        beginnings=beginnings, lexicons=lexicons,
     )  # fmt: skip
     ids = torch.zeros((rows * (1 + variants), 2), dtype=torch.long)
     for _ in range(steps):

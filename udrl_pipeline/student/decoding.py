@@ -169,8 +169,7 @@ class Decoding:
                 allowed[row, self._beginnings.stutters(ids_of_row)] = -torch.inf
             if self._lexicons:
                 lexicon, place = self._lexicons[row], reduce(self._lexicons[row].after, ids_of_row, START)
-                ended = bool(ids_of_row) and place == START
-                if ended or lexicon.unfinished(place):  # what has begun as a word ends as one, even where it stood before
+                if lexicon.bound(place):  # what has begun as a word ends as one, even where it stood before
                     allowed[row] = spoken[row]
                 allowed[row, ~torch.from_numpy(lexicon.may_follow(place)).to(full.device)] = -torch.inf
         if self._governor:

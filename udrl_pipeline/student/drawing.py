@@ -74,7 +74,7 @@ class Drawing:
         for row, written in enumerate(self._written):
             if self._lexicons:
                 full[row, ~self._lexicons[row].may_follow(self._places[row])] = -np.inf
-                if self._lexicons[row].unfinished(self._places[row]):  # what has begun as a word ends as one
+                if self._lexicons[row].bound(self._places[row]):  # what has begun as a word ends as one
                     continue
             if banned := self._followers[row].get(tuple(written[1 - LOOP_TOKENS :])):
                 full[row, banned] = -np.inf

@@ -25,6 +25,7 @@ TRIED, SPLIT = " a cat, seen", [" a", " cat", ",", " seen"]
 #: The tokens of the piece that is being written; whole pieces are followed by others.
 Place = tuple[int, ...]
 START: Place = ()
+ENDED: Place = (-1,)
 
 
 def known_words(tokenizer: Any, rows: Iterable[tuple[str, str]], ideas: int, least: int) -> list[str]:
@@ -102,20 +103,22 @@ class Lexicon:
         return Lexicon(spelled, self._size, self._end, self)
 
     def after(self, place: Place, token: int) -> Place:
-        """Where a text stands when this token follows; at the start again, where it has ended."""
+        """Where a text stands when this token follows."""
+        if token == self._end or place == ENDED:
+            return ENDED
         if self._goes_on(place, token):
             return (*place, token)
         return (token,) if self._begins(token) else START
 
-    def unfinished(self, place: Place) -> bool:
-        """Whether a piece has begun and must go on."""
-        return bool(place) and self._kind_of(place) is None
+    def bound(self, place: Place) -> bool:
+        """Whether a piece has begun and must go on, or the text has ended: then no other rule may bar what follows."""
+        return place != START and self._kind_of(place) is None
 
     def may_follow(self, place: Place) -> Any:
         """The tokens that may follow; bool [size]."""
         kind = "start" if place == START else self._kind_of(place)
         allowed = np.zeros(self._size, dtype=bool) if kind is None else self._beginning_after(kind).copy()
-        allowed[list(self._following(place))] = True
+        allowed[[self._end] if place == ENDED else list(self._following(place))] = True
         return allowed
 
     def _goes_on(self, place: Place, token: int) -> bool:
