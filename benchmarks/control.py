@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from udrl_pipeline import allocator, dataset, rewards
+from udrl_pipeline import allocator, dataset, precision, rewards
 from udrl_pipeline import settings as settings_module
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.evaluation.calibration import spearman
@@ -121,7 +121,7 @@ def measure(line: Line, bench: Bench) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         losses, *_ = training.run_trainer(start, sequences, held_out, options, Path(scratch))
     seconds = time.perf_counter() - began
-    trained = Student(start.model.bfloat16().eval(), start.tokenizer, space, "udrl")
+    trained = Student(start.model.bfloat16().to(precision.dtype()).eval(), start.tokenizer, space, "udrl")
     asked = ask(trained, rows[rows.split == "test"], bench)
     return {
         "group": line.group,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from udrl_pipeline import allocator, corpus, dataset, settings
+from udrl_pipeline import allocator, corpus, dataset, precision, settings
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.evaluation.latency import machine
 from udrl_pipeline.intents import asset as intents
@@ -165,7 +165,7 @@ def random_student(engine: str, chosen: Settings, scratch: Path) -> Path:
     space = space.with_best(dict.fromkeys(space.covered, 5), dict.fromkeys(space.covered, 1.0))
     # what a small corpus has too few words for: the embeddings of the preset's whole vocabulary
     start.model.resize_token_embeddings(paper.student.scratch.vocabulary)
-    student = Student(start.model.bfloat16().eval(), start.tokenizer, space, "udrl")
+    student = Student(start.model.to(precision.dtype()).eval(), start.tokenizer, space, "udrl")
     _save(student, space, RECIPES["udrl"], [], scratch / "student")
     if engine == "transformers":
         return scratch / "student"
@@ -185,10 +185,9 @@ def chats(chosen: Settings, folder: Path) -> list[list[int]]:
 
 
 def of_checkpoint(folder: Path, prompts: list[list[int]]) -> Subject:
-    import torch
     from transformers import AutoModelForCausalLM
 
-    return of_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False).eval(), prompts)
+    return of_model(AutoModelForCausalLM.from_pretrained(folder, dtype=precision.dtype(), trust_remote_code=False).eval(), prompts)
 
 
 def of_architecture(config: dict[str, Any], chosen: Settings) -> Subject:
@@ -257,7 +256,13 @@ def of_vllm(folder: Path, prompts: list[list[int]]) -> Subject:
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": cores, **CPU_ENVIRONMENT, "VLLM_LOGGING_LEVEL": "ERROR"}
     from vllm import LLM, SamplingParams
 
-    engine = LLM(str(folder), dtype="bfloat16", enforce_eager=True, max_model_len=1024, enable_prefix_caching=False)
+    engine = LLM(
+        str(folder),
+        dtype="bfloat16" if precision.in_bf16() else "float32",
+        enforce_eager=True,
+        max_model_len=1024,
+        enable_prefix_caching=False,
+    )
 
     def write(rows: Sequence[list[int]], tokens: int) -> float:
         greedy = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)

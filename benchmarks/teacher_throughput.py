@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from udrl_pipeline import corpus, settings
+from udrl_pipeline import corpus, precision, settings
 from udrl_pipeline.evaluation.latency import machine
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.models import resolve
@@ -52,7 +52,13 @@ def bare(rows: int, artifacts: str) -> dict[str, float]:
     requests = [corpus.request(workspace.tasks[row.task], row, chosen.teacher) for row in planned]
     teacher = chosen.teacher
     folder = str(resolve(teacher.model, chosen).folder)
-    engine = LLM(folder, dtype="bfloat16", enforce_eager=True, seed=teacher.seed, max_model_len=teacher.max_model_len)
+    engine = LLM(
+        folder,
+        dtype="bfloat16" if precision.in_bf16() else "float32",
+        enforce_eager=True,
+        seed=teacher.seed,
+        max_model_len=teacher.max_model_len,
+    )
     names = ("temperature", "top_p", "repetition_penalty", "max_tokens")
     params = [SamplingParams(stop=["\n"], **{n: getattr(r, n) for n in names}) for r in requests]
     started = time.monotonic()

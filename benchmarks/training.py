@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from udrl_pipeline import allocator, dataset, settings
+from udrl_pipeline import allocator, dataset, precision, settings
 from udrl_pipeline.commands import CommandSpace
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
@@ -84,7 +84,7 @@ def train_plainly(start: Start, sequences: list[TrainingSequence], options: Sett
 
     student = options.student
     arguments = TrainingArguments(
-        output_dir=scratch, num_train_epochs=1, per_device_train_batch_size=student.batch_rows, bf16=True, seed=student.seed,
+        output_dir=scratch, num_train_epochs=1, per_device_train_batch_size=student.batch_rows, bf16=precision.in_bf16(), seed=student.seed,
         learning_rate=student.learning_rate, lr_scheduler_type="cosine", weight_decay=student.weight_decay,
         warmup_steps=round(len(sequences) / student.batch_rows * student.warmup), use_cpu=not torch.cuda.is_available(),
         report_to=[], disable_tqdm=True, log_level="error", save_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False,

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from udrl_pipeline import precision
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.rewards import words
@@ -90,7 +91,7 @@ class Student:
         """Load a student from a version's folder.
 
         Args:
-            precise: Compute in fp32 instead of bf16.
+            precise: Compute in fp32 whatever the machine is fast in.
 
         Raises:
             StudentError: The folder is no student, or its files are damaged.
@@ -110,7 +111,7 @@ class Student:
             attention = "eager" if device == "cpu" else "sdpa"
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=torch.float32 if precise else torch.bfloat16,
+                dtype=torch.float32 if precise else precision.dtype(),
                 attn_implementation=attention,
                 use_safetensors=True,
                 **local,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from udrl_pipeline import metrics
+from udrl_pipeline import metrics, precision
 from udrl_pipeline.settings import StudentSettings
 from udrl_pipeline.student.optimiser import muon
 from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, tokens_of
@@ -132,7 +132,7 @@ def train(
         warmup_steps=round(total * options.warmup),
         weight_decay=options.weight_decay,
         max_grad_norm=1.0,
-        bf16=True,
+        bf16=precision.in_bf16(),
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
         ddp_find_unused_parameters=False,

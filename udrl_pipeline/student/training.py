@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from udrl_pipeline import dataset, exploration
+from udrl_pipeline import dataset, exploration, precision
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
 from udrl_pipeline.models import digest_of
@@ -219,7 +219,8 @@ def _train(
     seconds = time.monotonic() - began
     resumed_at = -(-len(sequences) // options.batch_rows) - steps
     trained, tokens = tokens_of(sequences[resumed_at * options.batch_rows :]), tokens_of(sequences)
-    student = Student(start.model.bfloat16().eval(), start.tokenizer, space, recipe.name, words_of(train, start, options.word_ideas))
+    model = start.model.bfloat16().to(precision.dtype()).eval()  # as whoever loads it will have it
+    student = Student(model, start.tokenizer, space, recipe.name, words_of(train, start, options.word_ideas))
     space, sweep = choose_best(student, validation, settings) if recipe.commanded else (space.with_best({}, space.guidance), {})
     _save(student, space, recipe, curve, scratch / "result")
     write_table(seen_rows(sequences), scratch / "result" / SEEN)
@@ -292,7 +293,7 @@ def _copy(source: Path, folder: Path) -> None:
 
 def _save(student: Student, space: CommandSpace, recipe: Recipe, losses: list[dict[str, float]], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    student.model.save_pretrained(folder)
+    student.model.bfloat16().save_pretrained(folder)
     student.tokenizer.save_pretrained(folder)
     space.save(folder)
     lexicon.save(student.words, folder)

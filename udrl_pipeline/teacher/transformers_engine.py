@@ -3,6 +3,7 @@
 import importlib.metadata
 from pathlib import Path
 
+from udrl_pipeline import precision
 from udrl_pipeline.errors import TeacherError
 from udrl_pipeline.settings import TeacherSettings
 from udrl_pipeline.teacher import Refusal, Reply, Request, refused_if_forged
@@ -23,7 +24,7 @@ class TransformersEngine:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
             if not self.tokenizer.chat_template:
                 raise TeacherError("has no chat template", where=str(folder), remedy="use an instruct model as the teacher")
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision.dtype(), use_safetensors=True, trust_remote_code=False)
             self.model = model.to(self.device).eval()
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise TeacherError(
