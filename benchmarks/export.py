@@ -26,8 +26,9 @@ import psutil
 from udrl_pipeline import settings
 from udrl_pipeline.commands import Command
 from udrl_pipeline.student import export
-from udrl_pipeline.student.fast import MODEL, FastStudent, cores, open_session
+from udrl_pipeline.student.fast import MODEL, FastStudent, open_session
 from udrl_pipeline.student.generation import Student
+from udrl_pipeline.usage import cores
 
 TOKENS, BATCH = 32, 32
 IDEAS = ("lighthouse in a storm", "farmers market poster", "jazz night flyer", "red fox in snow", "paper boats on a pond")

@@ -102,8 +102,7 @@ def training_rows(folder: Path, rows: int) -> Found:
 def near_duplicates(folder: Path, rows: int) -> Found:
     """Pairs of texts of one idea and task that are compared."""
     texts = pd.concat([pd.read_parquet(file, columns=["text"]) for file in recorded_rows()]).text.drop_duplicates().head(rows // 40)
-    content = [" ".join(sorted(rewards.content_words(text))) for text in texts]
-    frame = pd.DataFrame({"task": "image", "intent_key": "one", "text": texts.to_numpy(), "content": content})
+    frame = pd.DataFrame({"task": "image", "intent_key": "one", "text": texts.to_numpy()})
     return len(frame) * (len(frame) - 1) // 2, taken(lambda: quality._similarity_to_earlier(frame))
 
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ import pandas as pd
 
 from udrl_pipeline import characters, rewards
 from udrl_pipeline.intents import normalise
+from udrl_pipeline.parts import by_parts
 from udrl_pipeline.settings import QualitySettings
 from udrl_pipeline.store.workspace import Expected, Quarantined
 from udrl_pipeline.tasks import Task
+from udrl_pipeline.usage import cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +61,27 @@ MARKER = r"(?i)(?:^|[\n.;] *)(?:prompt|idea|words|query|description|assistant|us
 def examine(frame: pd.DataFrame, tasks: Mapping[str, Task], first: str | None = None) -> pd.DataFrame:
     """Add the columns that row expectations look at. `frame` has row_key, task, intent, intent_key, text, finish_reason.
 
-    Of two rows that say the same one stays: that with the smaller value in the column `first`, if given; then the smaller key.
+    `similar` is how much an earlier row of the task says the same: 1 where it has the same content words in any order, else the largest
+    Jaccard similarity to an earlier row of the same idea. Of two rows that say the same one stays: that with the smaller value in the
+    column `first`, if given; then the smaller key.
     """
     frame = frame.sort_values([*filter(None, [first]), "row_key"], ignore_index=True)
-    frame = rewards.count(frame)
-    texts, banks = frame.text.tolist(), {name: _Bank(task) for name, task in tasks.items()}
-    similar = _similarity_to_earlier(frame)
-    return frame.drop(columns="content").assign(
+    banks = {name: _Bank(task) for name, task in tasks.items()}
+    read = by_parts(frame[["task", "intent", "intent_key", "text"]], "intent_key", partial(_read, banks=banks), cores())
+    same = pd.DataFrame({"task": frame.task, "content": read.content}).duplicated() & (read.content != "")
+    read["similar"] = read.similar.mask(same, 1.0)
+    return frame.assign(**read.drop(columns="content"))
+
+
+def _read(part: pd.DataFrame, banks: "Mapping[str, _Bank]") -> pd.DataFrame:
+    """What can be told of rows from themselves and the others of their idea; all of an idea are there, in their order."""
+    texts, counted = part.text.tolist(), rewards.count(part)
+    return counted[["words", "added", "repeated", "content"]].assign(
         latin=[_latin_share(text) for text in texts],
-        similar=similar,
+        similar=_similarity_to_earlier(part),
         looped=[_repeated_bigrams(text) for text in texts],
         fault=[characters.fault(text) or NO_FAULT for text in texts],
-        copied=[banks[task].copied_share(text) for task, text in zip(frame.task.tolist(), texts, strict=True)],
+        copied=[banks[task].copied_share(text) for task, text in zip(part.task.tolist(), texts, strict=True)],
     )
 
 
@@ -210,15 +222,13 @@ def _trigrams(words: list[str]) -> set[tuple[str, ...]]:
 
 
 def _similarity_to_earlier(frame: pd.DataFrame) -> "np.ndarray[Any, Any]":
-    """For each row (sorted by key), how much an earlier row of its task says the same: 1 where it has the same content words
-    in any order, else the largest Jaccard similarity to an earlier row of the same intent."""
-    same = (frame.duplicated(["task", "content"]) & (frame.content != "")).to_numpy()
-    similar, texts = same.astype(float), frame.text.tolist()
+    """For each row, the largest Jaccard similarity to an earlier row of its task and idea."""
+    similar, texts = np.zeros(len(frame)), frame.text.tolist()
     for rows in frame.groupby(["task", "intent_key"], sort=False).indices.values():
         earlier: list[frozenset[str]] = []
         for n in rows if len(rows) > 1 else ():
             bag = frozenset(normalise(texts[n]).split())
-            if bag and earlier and not same[n]:
+            if bag and earlier:
                 similar[n] = round(max(_jaccard(bag, other) for other in earlier), 4)
             earlier.append(bag)
     return similar

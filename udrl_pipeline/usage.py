@@ -1,12 +1,18 @@
-"""What a piece of work takes: its seconds, and the most memory that this process and all that it starts held at once."""
+"""What a piece of work may take and takes: its cores, its seconds, and the most memory that this process and all that it starts held."""
 
 import contextlib
+import os
 import threading
 import time
 from types import TracebackType
 
 #: Seconds between two looks. One costs some milliseconds for each gigabyte that a process holds.
 EVERY_S = 2.0
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory(process: int | None = None) -> int:

@@ -18,6 +18,7 @@ from udrl_pipeline.student import lexicon
 from udrl_pipeline.student.drawing import Drawing
 from udrl_pipeline.student.engines import DESCRIPTION
 from udrl_pipeline.student.generation import Batch, Sampling, Student
+from udrl_pipeline.usage import cores
 
 MODEL = "model.onnx"
 #: The batch is laid anew when so many of its texts have ended: copying the others' keys and values costs about a step.
@@ -233,8 +234,3 @@ def open_session(onnxruntime: Any, file: Path) -> Any:
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "") or cores())
     options.log_severity_level = 3  # its warnings are about graphs, and tell a user nothing
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

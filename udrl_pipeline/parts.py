@@ -1,0 +1,51 @@
+"""Work on a large table in several processes of this machine, part by part."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pandas as pd
+
+#: Rows of a part. A table of a few parts is worked on in this process: to start others takes some seconds.
+PART_ROWS = 50_000
+FEW_PARTS = 3
+
+
+def by_parts(frame: pd.DataFrame, together: str, work: Callable[[pd.DataFrame], pd.DataFrame], cores: int) -> pd.DataFrame:
+    """`work` on all rows, in the order of the frame, whatever the number of cores.
+
+    Args:
+        together: Rows with one value in this column come to `work` together, in their order.
+        work: Gives a table with the index of its rows; must be picklable.
+    """
+    parts = _cut(frame, together)
+    if len(parts) <= FEW_PARTS or cores == 1:
+        return pd.concat([work(part) for part in parts]).reindex(frame.index)
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DuckDB's and torch's threads
+    pool = ProcessPoolExecutor(min(cores, len(parts)), context, initializer=_end_with_the_parent)
+    try:
+        return pd.concat(list(pool.map(work, parts))).reindex(frame.index)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cut(frame: pd.DataFrame, together: str) -> Sequence[pd.DataFrame]:
+    number = max(1, -(-len(frame) // PART_ROWS))
+    codes, values = pd.factorize(frame[together])
+    part_of = codes * number // max(len(values), 1)
+    return [frame[part_of == part] for part in np.unique(part_of)] or [frame]
+
+
+def _end_with_the_parent() -> None:
+    """A killed run leaves no process behind: what waits for the next part would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this runs in a process of the pool"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
