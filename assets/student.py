@@ -12,6 +12,7 @@ from assets.plots import loss_curve, throughput
 from assets.results import Results, results
 from assets.store import COMPUTE, OWNERS, Store
 from assets.stories import story
+from udrl_pipeline.store.names import SEEN_FILE
 from udrl_pipeline.student import training
 from udrl_pipeline.student.recipes import RECIPES, USUAL, Recipe
 from udrl_pipeline.versioning import code_version
@@ -45,7 +46,7 @@ def student(recipe: Recipe) -> dg.AssetsDefinition:
 
 def show(folder: Path) -> dict[str, Any]:
     speed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["facts"].get("speed", [])
-    seen = pd.read_parquet(folder / training.SEEN, columns=["times"])
+    seen = pd.read_parquet(folder / SEEN_FILE, columns=["times"])
     return {
         "loss_curve": loss_curve(json.loads((folder / "loss.json").read_text(encoding="utf-8"))),
         "throughput": throughput([(p["step"], p["tokens_per_s"]) for p in speed], "optimiser steps", "training tokens/s"),

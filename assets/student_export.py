@@ -10,8 +10,9 @@ from assets.automation import on_new_data
 from assets.results import Results, results
 from assets.store import COMPUTE, OWNERS, Store
 from assets.stories import story
+from udrl_pipeline.store.names import EXPORTS
 from udrl_pipeline.student import export
-from udrl_pipeline.student.engines import DESCRIPTION, EXPORTS
+from udrl_pipeline.student.engines import DESCRIPTION
 from udrl_pipeline.student.recipes import RECIPES, Recipe
 from udrl_pipeline.student.training import asset_name
 from udrl_pipeline.versioning import code_version

@@ -20,9 +20,9 @@ from udrl_pipeline import settings as settings_module
 from udrl_pipeline.intents import Intent, Intents, split_of
 from udrl_pipeline.recorded import recorded_rows
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.names import SEEN_FILE
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
-from udrl_pipeline.student.training import SEEN
 from udrl_pipeline.versioning import canonical, code_version, content_hash, files_sha256
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
@@ -220,7 +220,7 @@ def _student(workspace: Workspace, rows: pd.DataFrame, parents: dict[str, str]) 
     """A student without weights, which has read every training row once. Like a real one it is named by its files."""
     seen = rows.loc[(rows.split == "train") & (rows.finish_reason == "stop"), ["row_key"]].assign(times=1)
     made = workspace.scratch_folder("student/udrl", "synthetic")
-    write_table(seen, made / SEEN)
+    write_table(seen, made / SEEN_FILE)
     (made / "parents.json").write_text(canonical(parents), encoding="utf-8")  # the same rows, read by another student
     version = content_hash(files_sha256(made))
     return _dummy(workspace, "student/udrl", version, parents, lambda folder: shutil.copytree(made, folder, dirs_exist_ok=True))

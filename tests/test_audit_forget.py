@@ -24,9 +24,10 @@ from udrl_pipeline.intents import normalise
 from udrl_pipeline.promotion import promote, standings
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.settings import load as load_settings
+from udrl_pipeline.store.names import SEEN_FILE
 from udrl_pipeline.store.tombstones import subject_of
 from udrl_pipeline.store.workspace import Workspace
-from udrl_pipeline.student.training import SEEN, has_learned_forgotten
+from udrl_pipeline.student.training import has_learned_forgotten
 from udrl_pipeline.versioning import content_hash, file_sha256
 
 IDEA = "zeppelin over the harbour of Genoa"
@@ -50,10 +51,10 @@ def start(load: Callable[..., Settings], teacher: FakeEngine, tmp_path: Path) ->
 def put_student(workspace: Workspace, recipe: str, parents: dict[str, str], seen: list[str]) -> str:
     """A student that has read these rows once; its name is the hash of its files."""
     table = pd.DataFrame({"row_key": pd.Series(seen, dtype="str"), "times": 1})
-    table.to_parquet(workspace.folder / SEEN)
-    version = content_hash({SEEN: file_sha256(workspace.folder / SEEN)})
-    (workspace.folder / SEEN).unlink()
-    put(workspace, f"student/{recipe}", version, parents, {SEEN: table})
+    table.to_parquet(workspace.folder / SEEN_FILE)
+    version = content_hash({SEEN_FILE: file_sha256(workspace.folder / SEEN_FILE)})
+    (workspace.folder / SEEN_FILE).unlink()
+    put(workspace, f"student/{recipe}", version, parents, {SEEN_FILE: table})
     return version
 
 

@@ -15,8 +15,8 @@ from udrl_pipeline.cli import main
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.names import SEEN_FILE
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
-from udrl_pipeline.student.training import SEEN
 
 pytestmark = pytest.mark.usefixtures("kept_open")
 
@@ -47,8 +47,8 @@ def workspace(load: Callable[..., Settings], teacher: FakeEngine) -> Workspace:
         put(workspace, "labeled_dataset", dataset, {"teacher_corpus": made.version}, {"rows.parquet": rows.tail(-1)}, quarantined=[aside])
         seen = pd.DataFrame({"row_key": rows.row_key[1:4] if run == "run-1" else rows.row_key[4:5], "times": 2})
         parents = {"labeled_dataset": dataset} | ({"student/udrl": "s1"} if run == "run-2" else {})
-        put(workspace, "student/udrl", student, parents, {SEEN: seen})
-    put(workspace, "student/sft", "f2", {"labeled_dataset": "d2"}, {SEEN: seen})
+        put(workspace, "student/udrl", student, parents, {SEEN_FILE: seen})
+    put(workspace, "student/sft", "f2", {"labeled_dataset": "d2"}, {SEEN_FILE: seen})
     put(workspace, "evaluation_report", "r2", {"teacher_corpus": made.version, "student/udrl": "s2", "student/sft": "f2"}, {})
     return workspace
 

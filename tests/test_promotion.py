@@ -18,9 +18,9 @@ from udrl_pipeline.evaluation import report
 from udrl_pipeline.promotion import promote, refused, rollback, standings
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store import promotions, tombstones
+from udrl_pipeline.store.names import SEEN_FILE
 from udrl_pipeline.store.workspace import Version, Workspace, in_role
 from udrl_pipeline.student.channel import promoted
-from udrl_pipeline.student.training import SEEN
 from udrl_pipeline.versioning import content_hash
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -41,7 +41,7 @@ class Store:
 
     def student(self, version: str, asset: str = UDRL, seen: Sequence[str] = ()) -> Version:
         def write(folder: Path) -> None:
-            pd.DataFrame({"row_key": pd.Series(list(seen), dtype="str"), "times": 1}).to_parquet(folder / SEEN)
+            pd.DataFrame({"row_key": pd.Series(list(seen), dtype="str"), "times": 1}).to_parquet(folder / SEEN_FILE)
 
         self.students[asset] = version
         return self.record(asset, version, {"labeled_dataset": "d"}, write)

@@ -20,6 +20,7 @@ from udrl_pipeline.commands import Command
 from udrl_pipeline.errors import QualityError, StudentError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.names import SEEN_FILE
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import trainer, training
 from udrl_pipeline.student.generation import Student
@@ -158,7 +159,7 @@ def test_how_fast_it_learns_is_told_with_the_loss(
 
 def test_a_student_keeps_which_rows_it_has_read_and_how_often(trained: tuple[Workspace, Version]) -> None:
     workspace, made = trained
-    seen = pd.read_parquet(workspace.version_folder("student/udrl", made.version) / training.SEEN)
+    seen = pd.read_parquet(workspace.version_folder("student/udrl", made.version) / SEEN_FILE)
     rows = dataset.read_dataset(workspace, made.parents["labeled_dataset"])
     assert seen.row_key.tolist() == sorted(rows.row_key[rows.split == "train"])
     assert set(seen.times) == {2}  # student.epochs

@@ -143,7 +143,8 @@ def _as_dict(workspace: "Workspace", done: "Forgetting") -> dict[str, Any]:
 
 def _list_forgotten(workspace: "Workspace", as_json: bool) -> None:
     from udrl_pipeline.audit.book import Book
-    from udrl_pipeline.student.training import STUDENTS, has_learned_forgotten
+    from udrl_pipeline.store.names import STUDENTS
+    from udrl_pipeline.student.training import has_learned_forgotten
 
     stones = workspace.tombstones()
     tainted = [v for v in Book(workspace).current.values() if v.asset.startswith(STUDENTS) and has_learned_forgotten(workspace, v)]

@@ -28,6 +28,7 @@ from udrl_pipeline.recorded import recorded_rows
 from udrl_pipeline.settings import Settings, TeacherSettings
 from udrl_pipeline.store import tombstones
 from udrl_pipeline.store.database import Connection, translate, typed_errors
+from udrl_pipeline.store.names import CORPUS, ROW_COLUMNS
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 from udrl_pipeline.tasks import Task
@@ -36,15 +37,12 @@ from udrl_pipeline.versioning import ROW_KEY_DIGITS, canonical, code_version, co
 
 logger = logging.getLogger(__name__)
 
-ASSET = "teacher_corpus"
+ASSET = CORPUS
 #: A kill costs at most about this much of the teacher's work, whatever the engine's speed.
 COMMIT_SECONDS = 45.0
 FIRST_CHUNK = 32
 SOURCES = ("corpus.py", "tasks/__init__.py", "teacher/__init__.py")
-COLUMNS = (
-    "row_key", "task", "intent", "intent_key", "text", "tokens", "finish_reason", "engine", "engine_version", "source",
-    "template_hash", "sampling", "asked_words", "examples", "sample", "run_id", "created_at", "recorded",
-)  # fmt: skip
+COLUMNS = ROW_COLUMNS
 #: Why rows are set aside that no worker of the cluster could make.
 SHARD_FAILED = "shard failed"
 #: The columns that the content hash counts.
@@ -419,13 +417,6 @@ def find_rows(workspace: Workspace, keys: Sequence[str]) -> pd.DataFrame:
     with workspace.database.reader() as connection:
         connection.register("planned", pd.DataFrame({"row_key": pd.Series(keys, dtype="str")}))
         return connection.execute(f"SELECT {', '.join(COLUMNS)} FROM rows JOIN planned USING (row_key) ORDER BY row_key").df()
-
-
-def keys_where(workspace: Workspace, condition: str, value: str) -> list[str]:
-    """The keys of the rows for which a condition with one `?` holds, sorted."""
-    with workspace.database.reader() as connection:
-        found = connection.execute(f"SELECT row_key FROM rows WHERE {condition} ORDER BY row_key", [value]).fetchall()
-    return [key for (key,) in found]
 
 
 def read_rows(workspace: Workspace, version: str) -> pd.DataFrame:

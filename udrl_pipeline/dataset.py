@@ -11,13 +11,14 @@ import pandas as pd
 from udrl_pipeline import corpus, quality, rewards
 from udrl_pipeline.errors import IntentsError, QualityError
 from udrl_pipeline.intents.asset import read_intents
+from udrl_pipeline.store.names import DATASET
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 from udrl_pipeline.versioning import canonical, code_version, content_hash, rows_hash
 
 logger = logging.getLogger(__name__)
 
-ASSET = "labeled_dataset"
+ASSET = DATASET
 SOURCES = ("dataset.py", "rewards.py", "quality.py", "characters.py")
 EXPECTATIONS = quality.EXPECTATIONS
 COLUMNS = [

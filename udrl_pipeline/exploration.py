@@ -21,6 +21,7 @@ import pandas as pd
 from udrl_pipeline import audit, corpus, dataset, quality, rewards
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError
+from udrl_pipeline.store.names import EXPLORED
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.versioning import ROW_KEY_DIGITS, canonical, code_version, content_hash, rows_hash, unit_draw
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ASSET = "explored_rows"
+ASSET = EXPLORED
 FIRST, LATER = "student/udrl", "student/udrl-rounds"
 SOURCES = (
     "exploration.py", "dataset.py", "rewards.py", "quality.py", "characters.py", "commands.py", "student/generation.py",

@@ -6,9 +6,9 @@ from functools import partial
 from udrl_pipeline import corpus, dataset, exploration, promotion
 from udrl_pipeline.evaluation import report
 from udrl_pipeline.intents import asset as intents
+from udrl_pipeline.store.names import EXPORTS
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import export, training
-from udrl_pipeline.student.engines import EXPORTS
 from udrl_pipeline.student.recipes import RECIPES, USUAL
 
 Build = Callable[[Workspace], Version]

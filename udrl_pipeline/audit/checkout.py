@@ -13,8 +13,8 @@ from udrl_pipeline.audit.book import Book
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.settings import Settings, load
 from udrl_pipeline.store.database import Connection, typed_errors
+from udrl_pipeline.store.names import ROWS_FILE
 from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
-from udrl_pipeline.store.tables import ROWS
 from udrl_pipeline.store.workspace import Version, Workspace
 
 #: The tables whose rows go along where they belong to one of the versions.
@@ -105,7 +105,7 @@ def _copy_ledger(workspace: Workspace, there: Workspace, chosen: list[Version]) 
             ).fetchall()[0]
             sealed = seal(new, row, last_seal(new))
             new.execute(f"INSERT INTO versions ({COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, sealed])
-            file = there.version_folder(version.asset, version.version) / ROWS
+            file = there.version_folder(version.asset, version.version) / ROWS_FILE
             if file.exists():
                 old.register("wanted", pd.read_parquet(file, columns=["row_key"]))
                 for table in ("rows", "scores"):

@@ -15,13 +15,14 @@ import pandas as pd
 
 from udrl_pipeline import corpus
 from udrl_pipeline.audit.book import Book
-from udrl_pipeline.audit.impact import REPORT, Touched, touched_by
-from udrl_pipeline.audit.rows import INTENTS, intents_holding, places
+from udrl_pipeline.audit.impact import Touched, touched_by
+from udrl_pipeline.audit.rows import intents_holding, keys_where, standing
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
 from udrl_pipeline.store import tombstones
 from udrl_pipeline.store.database import Connection, typed_errors
-from udrl_pipeline.store.tables import ROWS, write_table
+from udrl_pipeline.store.names import INTENTS_FILE, REPORT, ROWS_FILE
+from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.tombstones import ForgottenFile, Kind, Tombstone, subject_of
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.versioning import file_sha256
@@ -49,7 +50,7 @@ def forget_intent(workspace: Workspace, text: str, reason: str) -> Forgetting:
         StoreLocked: A run is going on.
     """
     key = normalise(text)
-    return _forget(workspace, "intent", subject_of(key), reason, corpus.keys_where(workspace, "intent_key = ?", key), key)
+    return _forget(workspace, "intent", subject_of(key), reason, keys_where(workspace, "intent_key = ?", key), key)
 
 
 def forget_row(workspace: Workspace, row_key: str, reason: str) -> Forgetting:
@@ -59,7 +60,7 @@ def forget_row(workspace: Workspace, row_key: str, reason: str) -> Forgetting:
         UdrlError: There is no such row.
         StoreLocked: A run is going on.
     """
-    return _forget(workspace, "row", row_key, reason, corpus.keys_where(workspace, "row_key = ?", row_key), None)
+    return _forget(workspace, "row", row_key, reason, keys_where(workspace, "row_key = ?", row_key), None)
 
 
 def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, keys: list[str], intent: str | None) -> Forgetting:
@@ -68,16 +69,16 @@ def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, keys: l
         for asset in sorted({asset for asset, _ in book.versions}):
             locks.enter_context(workspace.lock(asset))
         before = [stone for stone in workspace.tombstones() if (stone.kind, stone.subject) == (kind, subject)]
-        holding = places(workspace, book, keys)
+        where = standing(workspace, book, keys)
         ideas = intents_holding(workspace, book, intent) if intent else []
         if not (keys or ideas or before):
             raise UdrlError(
                 f"nothing is known of this {kind}", where=workspace.database.where, remedy="write it as `udrl audit impact` finds it"
             )
         if keys or ideas:
-            learned = [touched for touched in touched_by(workspace, book, keys, holding) if touched.learned]
+            learned = [touched for touched in touched_by(workspace, book, where) if touched.learned]
             needles = _needles(workspace, keys, intent)
-            tables = [(*key, ROWS) for key in holding] + [(*key, INTENTS) for key in ideas]
+            tables = [(*key, ROWS_FILE) for key in where.tables] + [(*key, INTENTS_FILE) for key in ideas]
             files = [_rewritten(workspace, *table, keys, subject) for table in tables]
             shown = [key for key in book.versions if key[0] == REPORT and _shows(workspace.version_folder(*key), needles)]
             files += [file for key in shown for file in _all_files(workspace, *key)]
@@ -112,7 +113,7 @@ def _rewritten(workspace: Workspace, asset: str, version: str, name: str, keys: 
 
 def _write_aside(file: Path, keys: Sequence[str], subject: str) -> None:
     frame = pd.read_parquet(file)
-    gone = frame.intent_key.map(subject_of) == subject if file.name == INTENTS else frame.row_key.isin(keys)
+    gone = frame.intent_key.map(subject_of) == subject if file.name == INTENTS_FILE else frame.row_key.isin(keys)
     with typed_errors(file):
         write_table(frame[~gone].reset_index(drop=True), _aside(file))
 

@@ -1,21 +1,17 @@
 """What has a row, an idea, a source or a run touched? Every version that holds it, and every student and report made from these."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pandas as pd
-
-from udrl_pipeline import corpus
 from udrl_pipeline.audit.book import Book, Key
-from udrl_pipeline.audit.rows import intents_holding, places, seen, set_aside
+from udrl_pipeline.audit.rows import Rows, Standing, intents_holding, keys_where, set_aside, standing
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
+from udrl_pipeline.store.names import CORPUS, EXPORTS, REPORT, SEEN_FILE, STUDENTS
 from udrl_pipeline.store.tombstones import subject_of
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student.engines import EXPORTS
-from udrl_pipeline.student.training import SEEN, STUDENTS
 
-REPORT = "evaluation_report"
 BY_ROW, BY_INTENT = "row_key = ?", "intent_key = ?"
 
 
@@ -62,20 +58,20 @@ def impact_of_intent(workspace: Workspace, text: str) -> Impact:
 
 
 def _of_rows(workspace: Workspace, what: str, condition: str, value: str, remedy: str) -> Impact:
-    keys, book = corpus.keys_where(workspace, condition, value), Book(workspace)
+    keys, book = keys_where(workspace, condition, value), Book(workspace)
     ideas = intents_holding(workspace, book, value) if condition == BY_INTENT else []
     if not keys and not ideas:
         subject = subject_of(value) if condition == BY_INTENT else value
         stones = [stone for stone in workspace.tombstones() if stone.subject == subject]
         gone = f" any more: tombstone {stones[-1].number}, {stones[-1].reason}" if stones else ""
         raise UdrlError(f"there is no {what}{gone}", where=workspace.database.where, remedy=remedy)
-    holding = places(workspace, book, keys)
+    where = standing(workspace, book, keys)
     found = {key: Touched(book.versions[key], "holds the idea") for key in ideas}
-    found |= {key: Touched(book.versions[key], _held(rows)) for key, rows in holding.items()}
+    found |= {key: Touched(book.versions[key], _held(rows)) for key, rows in where.tables.items()}
     for asset, version, _, reason in set_aside(workspace, keys):
         if (asset, version) in book.versions:
             found.setdefault((asset, version), Touched(book.versions[asset, version], f"set aside: {reason}"))
-    found |= {(t.version.asset, t.version.version): t for t in touched_by(workspace, book, keys, holding)}
+    found |= {(t.version.asset, t.version.version): t for t in touched_by(workspace, book, where)}
     return Impact(what, len(keys), [found[key] for key in book.versions if key in found])
 
 
@@ -123,16 +119,15 @@ def _of_holdings(workspace: Workspace, column: str, digits: str) -> Impact:
     return Impact(f"{what} {names.pop()}", sum(rows for _, rows in stored), [found[key] for key in book.versions if key in found])
 
 
-def touched_by(workspace: Workspace, book: Book, keys: Sequence[str], holding: Mapping[Key, pd.DataFrame]) -> list[Touched]:
-    """The students and reports made from the versions that hold rows of these keys, in the order of the ledger."""
-    times = {key: int(rows.times.sum()) for key, rows in seen(workspace, book, keys).items()}
+def touched_by(workspace: Workspace, book: Book, where: Standing) -> list[Touched]:
+    """The students and reports made from the versions that hold certain rows, in the order of the ledger."""
     below: set[Key] = set()
-    for key in holding:
+    for key in where.tables:
         version = book.versions[key]
         # a student learns from datasets, which set rows aside; only a report also looks at the corpus itself
-        made = (v for v in book.children(version) if v.asset == REPORT) if version.asset == corpus.ASSET else book.descendants(version)
-        below |= {(v.asset, v.version) for v in made} - holding.keys()
-    return [_touched(workspace, book, version, times) for key, version in book.versions.items() if key in below]
+        made = (v for v in book.children(version) if v.asset == REPORT) if version.asset == CORPUS else book.descendants(version)
+        below |= {(v.asset, v.version) for v in made} - where.tables.keys()
+    return [_touched(workspace, book, version, where.times) for key, version in book.versions.items() if key in below]
 
 
 def _touched(workspace: Workspace, book: Book, version: Version, times: Mapping[Key, int]) -> Touched:
@@ -147,7 +142,7 @@ def _touched(workspace: Workspace, book: Book, version: Version, times: Mapping[
     for earlier in _started_from(book, version):
         if times.get((earlier.asset, earlier.version)):
             return Touched(version, f"goes on from {earlier.asset} {earlier.version}, which was trained on them", learned=True)
-    if not (workspace.version_folder(version.asset, version.version) / SEEN).exists():
+    if not (workspace.version_folder(version.asset, version.version) / SEEN_FILE).exists():
         return Touched(version, "made from a version that holds them; what it was trained on is not recorded", learned=True)
     return Touched(version, "not trained on them")
 
@@ -164,9 +159,9 @@ def _started_from(book: Book, student: Version) -> list[Version]:
     return found
 
 
-def _held(rows: pd.DataFrame) -> str:
+def _held(rows: Rows) -> str:
     count = f"holds {len(rows):,} row{'s' if len(rows) != 1 else ''}"
-    if "split" not in rows:
+    if "split" not in rows[0]:
         return count
-    splits = ", ".join(f"{n} {split}" for split, n in rows.split.value_counts().items())
+    splits = ", ".join(f"{n} {split}" for split, n in Counter(row["split"] for row in rows).most_common())
     return f"{count} ({splits})"

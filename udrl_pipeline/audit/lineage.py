@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-import pandas as pd
-
-from udrl_pipeline import corpus
 from udrl_pipeline.audit.book import Book, Key
 from udrl_pipeline.audit.impact import Touched, touched_by
-from udrl_pipeline.audit.rows import places, set_aside
+from udrl_pipeline.audit.rows import as_written, set_aside, standing
 from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.store.names import CORPUS, INTENTS, RECORDED_STUDENT
 from udrl_pipeline.store.promotions import Promotion
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student import recorded
 
 
 @dataclass(frozen=True)
@@ -100,11 +98,11 @@ def decisions(workspace: Workspace) -> dict[Key, list[Promotion]]:
 
 def origin(version: Version) -> dict[str, Any]:
     """What a version took from outside of the ledger: ideas and the teacher."""
-    if version.asset == "intents":
+    if version.asset == INTENTS:
         return {"built-in ideas": version.params["builtin"], "files": version.params["sources"]}
-    if version.asset == corpus.ASSET:
+    if version.asset == CORPUS:
         return {"teacher": version.params["source"], "templates": version.params["templates"]}
-    if version.asset == recorded.ASSET:
+    if version.asset == RECORDED_STUDENT:
         return {"trained elsewhere on": {ancestor["asset"]: ancestor["version"] for ancestor in version.facts["ancestors"]}}
     return {}
 
@@ -130,18 +128,14 @@ def trace_row(workspace: Workspace, book: Book, key: str) -> RowTrace:
     Raises:
         UdrlError: The store holds no row of this key.
     """
-    found = corpus.find_rows(workspace, [key])
-    if found.empty:
+    found = as_written(workspace, key)
+    if found is None:
         raise UdrlError(f"there is no row {key!r}", where=workspace.database.where, remedy="row keys stand in the versions' rows.parquet")
-    holding = places(workspace, book, [key])
-    stands = [{"asset": asset, "version": version, **_plain(rows.iloc[0].drop("row_key"))} for (asset, version), rows in holding.items()]
+    where = standing(workspace, book, [key])
+    stands = [
+        {"asset": asset, "version": version, **{name: value for name, value in rows[0].items() if name != "row_key"}}
+        for (asset, version), rows in where.tables.items()
+    ]
     aside = [{"asset": asset, "version": version, "set aside": reason} for asset, version, _, reason in set_aside(workspace, [key])]
-    return RowTrace(_plain(found.iloc[0]), stands + aside, touched_by(workspace, book, [key], holding))
-
-
-def _plain(row: "pd.Series[Any]") -> dict[str, Any]:
-    return {str(name): value.isoformat() if isinstance(value, pd.Timestamp) else _scalar(value) for name, value in row.items()}
-
-
-def _scalar(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+    row = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in found.items()}
+    return RowTrace(row, stands + aside, touched_by(workspace, book, where))

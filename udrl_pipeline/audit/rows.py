@@ -1,48 +1,83 @@
 """Where rows stand: in which published tables, and in which students' training. Reads only the parts of files that can hold them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pandas as pd
 
-from udrl_pipeline import corpus, dataset, exploration
 from udrl_pipeline.audit.book import Book, Key
-from udrl_pipeline.intents import asset as intents
-from udrl_pipeline.store.tables import ROWS
+from udrl_pipeline.store.names import CORPUS, DATASET, EXPLORED, INTENTS, INTENTS_FILE, ROW_COLUMNS, ROWS_FILE, SEEN_FILE, STUDENTS
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student.training import SEEN, STUDENTS
 
-INTENTS = "intents.parquet"
+if TYPE_CHECKING:
+    import pandas as pd
+
 #: The assets that are tables of rows, and what their columns tell of one.
 TOLD = {
-    corpus.ASSET: ["asked_words"],
-    dataset.ASSET: ["split", "reward", "quality"],
-    exploration.ASSET: ["split", "reward", "quality", "round"],
+    CORPUS: ["asked_words"],
+    DATASET: ["split", "reward", "quality"],
+    EXPLORED: ["split", "reward", "quality", "round"],
 }
+#: What a table tells of some rows, each by the names of its columns.
+Rows = list[dict[str, Any]]
 
 
-def places(workspace: Workspace, book: Book, keys: Sequence[str]) -> dict[Key, pd.DataFrame]:
-    """The versions of tables that hold rows of these keys, the oldest first: row_key and the columns of `TOLD`."""
-    found: dict[Key, pd.DataFrame] = {}
-    wanted = {"intent_key": _intents_of(workspace, keys), "row_key": keys}
-    for asset, columns in TOLD.items():
-        found |= _look_up(workspace, [key for key in book.versions if key[0] == asset], ROWS, ["row_key", *columns], wanted)
-    return {key: found[key] for key in book.versions if key in found}
+@dataclass(frozen=True)
+class Standing:
+    """Where rows stand.
+
+    Attributes:
+        tables: The versions of tables that hold any, the oldest first: row_key and the columns of `TOLD`.
+        times: The students whose own training read any, and how often it did.
+    """
+
+    tables: dict[Key, Rows]
+    times: dict[Key, int]
+
+
+def standing(workspace: Workspace, book: Book, keys: Sequence[str]) -> Standing:
+    """Where the rows of these keys stand."""
+    intents = _intents_of(workspace, keys)
+
+    def tables(asset: str) -> dict[Key, Rows]:
+        """Tables are in the order of intents: knowing those of the rows spares most of a table."""
+        versions = [key for key in book.versions if key[0] == asset]
+        return _look_up(workspace, versions, ROWS_FILE, ["row_key", *TOLD[asset]], {"intent_key": intents, "row_key": keys})
+
+    def students() -> dict[Key, Rows]:
+        versions = [key for key in book.versions if key[0].startswith(STUDENTS)]
+        return _look_up(workspace, versions, SEEN_FILE, ["row_key", "times"], {"row_key": keys})
+
+    with ThreadPoolExecutor() as threads:  # most of a look-up is waiting for one core to read the ends of many files
+        seen = threads.submit(students)
+        found = {key: rows for of_asset in threads.map(tables, TOLD) for key, rows in of_asset.items()}
+    times = {key: sum(row["times"] for row in rows) for key, rows in seen.result().items()}
+    return Standing({key: found[key] for key in book.versions if key in found}, times)
+
+
+def keys_where(workspace: Workspace, condition: str, value: str) -> list[str]:
+    """The keys of the rows for which a condition with one `?` holds, sorted."""
+    with workspace.database.reader() as connection:
+        found = connection.execute(f"SELECT row_key FROM rows WHERE {condition} ORDER BY row_key", [value]).fetchall()
+    return [key for (key,) in found]
+
+
+def as_written(workspace: Workspace, key: str) -> dict[str, Any] | None:
+    """A row as the teacher's asset wrote it, by the names of its columns; None if there is none."""
+    with workspace.database.reader() as connection:
+        found = connection.execute(f"SELECT {', '.join(ROW_COLUMNS)} FROM rows WHERE row_key = ?", [key]).fetchall()
+    return dict(zip(ROW_COLUMNS, found[0], strict=True)) if found else None
 
 
 def _intents_of(workspace: Workspace, keys: Sequence[str]) -> list[str]:
-    """The intents that rows are about: tables are in their order, so that knowing them spares most of a table."""
     with workspace.database.reader() as connection:
         found = connection.execute(
             "SELECT DISTINCT intent_key FROM rows WHERE row_key = ANY(CAST(? AS VARCHAR[]))", [list(keys)]
         ).fetchall()
     return [intent for (intent,) in found]
-
-
-def seen(workspace: Workspace, book: Book, keys: Sequence[str]) -> dict[Key, pd.DataFrame]:
-    """The students whose own training read rows of these keys: row_key and how many times."""
-    students = [key for key in book.versions if key[0].startswith(STUDENTS)]
-    return _look_up(workspace, students, SEEN, ["row_key", "times"], {"row_key": keys})
 
 
 def set_aside(workspace: Workspace, keys: Sequence[str]) -> list[tuple[str, str, str, str]]:
@@ -55,28 +90,35 @@ def set_aside(workspace: Workspace, keys: Sequence[str]) -> list[tuple[str, str,
 
 def intents_holding(workspace: Workspace, book: Book, intent_key: str) -> list[Key]:
     """The versions of the intents that hold one, the oldest first."""
-    versions = [key for key in book.versions if key[0] == intents.ASSET]
-    found = _look_up(workspace, versions, INTENTS, ["split"], {"intent_key": [intent_key]})
+    versions = [key for key in book.versions if key[0] == INTENTS]
+    found = _look_up(workspace, versions, INTENTS_FILE, ["split"], {"intent_key": [intent_key]})
     return [key for key in versions if key in found]
 
 
-def rows_of(workspace: Workspace, student: Version) -> pd.DataFrame | None:
+def rows_of(workspace: Workspace, student: Version) -> "pd.DataFrame | None":
     """The rows that a student's own training read: row_key and how many times; None if it is no student, or does not tell."""
-    file = workspace.version_folder(student.asset, student.version) / SEEN
-    return pd.read_parquet(file) if student.asset.startswith(STUDENTS) and file.exists() else None
+    file = workspace.version_folder(student.asset, student.version) / SEEN_FILE
+    if not student.asset.startswith(STUDENTS) or not file.exists():
+        return None
+    import pandas as pd
+
+    return pd.read_parquet(file)
 
 
 def _look_up(
-    workspace: Workspace, versions: Iterable[Key], name: str, columns: list[str], wanted: Mapping[str, Sequence[str]]
-) -> dict[Key, pd.DataFrame]:
+    workspace: Workspace, versions: Sequence[Key], name: str, columns: Sequence[str], wanted: Mapping[str, Sequence[str]]
+) -> dict[Key, Rows]:
     """Columns of the rows whose values are among the wanted ones, for each version that holds any."""
     files = {str(file): key for key in versions if (file := workspace.version_folder(*key) / name).exists()}
     if not files or not all(wanted.values()):
         return {}
     conditions = " AND ".join(f"{column} IN ({', '.join('?' * len(values))})" for column, values in wanted.items())
     with duckdb.connect() as connection:
-        frame = connection.execute(
+        found = connection.execute(
             f"SELECT filename, {', '.join(columns)} FROM read_parquet(?, filename = true) WHERE {conditions} ORDER BY ALL",
             [list(files), *(value for values in wanted.values() for value in values)],
-        ).df()
-    return {files[str(file)]: rows.reset_index(drop=True) for file, rows in frame[columns].groupby(frame["filename"], sort=False)}
+        ).fetchall()
+    return {
+        files[file]: [dict(zip(columns, values, strict=True)) for _, *values in rows]
+        for file, rows in groupby(found, key=lambda row: row[0])
+    }

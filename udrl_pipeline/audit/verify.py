@@ -10,18 +10,16 @@ import pandas as pd
 from udrl_pipeline import corpus, dataset, exploration, promotion
 from udrl_pipeline.audit import versions
 from udrl_pipeline.audit.book import Book
-from udrl_pipeline.audit.rows import INTENTS
 from udrl_pipeline.errors import CorruptArtifact
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import content_of as content_of_intents
 from udrl_pipeline.store import promotions, tombstones
 from udrl_pipeline.store.database import Connection
+from udrl_pipeline.store.names import EXPORTS, INTENTS_FILE, ROWS_FILE, STUDENTS
 from udrl_pipeline.store.seals import chain
-from udrl_pipeline.store.tables import ROWS, holdings
+from udrl_pipeline.store.tables import holdings
 from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student.engines import EXPORTS
-from udrl_pipeline.student.training import STUDENTS
 from udrl_pipeline.versioning import canonical, content_hash
 
 
@@ -35,15 +33,15 @@ class Fault:
 
 
 def _labelled(folder: Path, version: Version) -> str:
-    return dataset.content_of(pd.read_parquet(folder / ROWS, columns=dataset.HASHED), version.facts["edges"])
+    return dataset.content_of(pd.read_parquet(folder / ROWS_FILE, columns=dataset.HASHED), version.facts["edges"])
 
 
 #: How a version's name follows from its files.
 CONTENT: dict[str, Callable[[Path, Version], str]] = {
     intents.ASSET: lambda folder, _: content_of_intents(
-        pd.read_parquet(folder / INTENTS, columns=["intent_key", "intent", "tasks", "split"]).itertuples(index=False, name=None)
+        pd.read_parquet(folder / INTENTS_FILE, columns=["intent_key", "intent", "tasks", "split"]).itertuples(index=False, name=None)
     ),
-    corpus.ASSET: lambda folder, _: corpus.content_of(pd.read_parquet(folder / ROWS, columns=list(corpus.HASHED))),
+    corpus.ASSET: lambda folder, _: corpus.content_of(pd.read_parquet(folder / ROWS_FILE, columns=list(corpus.HASHED))),
     dataset.ASSET: _labelled,
     exploration.ASSET: _labelled,
     promotion.ASSET: lambda folder, _: promotion.content_of(json.loads((folder / promotion.FILE).read_text(encoding="utf-8"))),

@@ -17,15 +17,15 @@ from udrl_pipeline.evaluation import gate
 from udrl_pipeline.evaluation.metrics import METRICS
 from udrl_pipeline.evaluation.page import render
 from udrl_pipeline.evaluation.run import Evaluation, evaluate_students
+from udrl_pipeline.store.names import REPORT, STUDENTS
 from udrl_pipeline.store.workspace import Version, Workspace, in_role
 from udrl_pipeline.student import recorded
 from udrl_pipeline.student.channel import promoted, unusable
-from udrl_pipeline.student.training import STUDENTS
 from udrl_pipeline.versioning import code_version, content_hash
 
 logger = logging.getLogger(__name__)
 
-ASSET = "evaluation_report"
+ASSET = REPORT
 SOURCES = (
     *(
         f"evaluation/{name}"

@@ -6,11 +6,12 @@ import pandas as pd
 
 from udrl_pipeline.errors import IntentsError
 from udrl_pipeline.intents import EDITIONS, Intent, collect
+from udrl_pipeline.store.names import INTENTS
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace
 from udrl_pipeline.versioning import code_version, rows_hash
 
-ASSET = "intents"
+ASSET = INTENTS
 MODULES = ("characters.py", "intents/__init__.py", "intents/readers.py", "intents/asset.py")
 SOURCES = (*MODULES, *(f"intents/{edition}" for edition in EDITIONS))
 

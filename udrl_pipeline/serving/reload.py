@@ -12,11 +12,11 @@ from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import StudentError, UdrlError
 from udrl_pipeline.serving.meters import Meters
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.store.names import STUDENTS
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student.channel import promoted
 from udrl_pipeline.student.engines import DESCRIPTION, Engine, engine_folder, export_of, load_student
 from udrl_pipeline.student.recipes import RECIPES
-from udrl_pipeline.student.training import STUDENTS
 
 logger = logging.getLogger(__name__)
 

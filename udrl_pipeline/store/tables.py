@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from udrl_pipeline.store.names import ROWS_FILE
+
 if TYPE_CHECKING:  # it takes longer to import than most questions to the ledger take to answer
     import pandas as pd
 
 #: DuckDB reads only the groups whose range of keys can hold the one that it looks for.
 GROUP_ROWS = 16_384
-ROWS = "rows.parquet"
 #: The columns that rows are in the order of. All rows of an idea stand together, so that they are found in one group.
 ORDER = ("intent_key", "row_key")
 #: Columns in which no value stands twice: a dictionary of them would only take room.
@@ -29,7 +30,7 @@ def write_table(frame: "pd.DataFrame", file: Path) -> None:
 
 def holdings(folder: Path) -> list[tuple[str, str, int]]:
     """How many rows of which source and run a version's folder holds: (source, run, rows); empty where it holds no such table."""
-    file = folder / ROWS
+    file = folder / ROWS_FILE
     if not file.exists():
         return []
     with duckdb.connect() as connection:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from udrl_pipeline.errors import StudentError
+from udrl_pipeline.store.names import EXPORTS
 from udrl_pipeline.store.workspace import Version, Workspace
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 #: auto: the export where there is one, else transformers.
 Engine = Literal["auto", "export", "transformers"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-#: How the names of the exports begin; a student's recipe follows.
-EXPORTS = "student_export/"
 #: The file by which a folder is known to hold an export.
 DESCRIPTION = "export.json"
 

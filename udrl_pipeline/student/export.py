@@ -24,9 +24,10 @@ from udrl_pipeline import dataset, exploration, rewards
 from udrl_pipeline.commands import FILE as COMMANDS
 from udrl_pipeline.commands import Command
 from udrl_pipeline.store.database import typed_errors
+from udrl_pipeline.store.names import EXPORTS
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
 from udrl_pipeline.student import graph, lexicon
-from udrl_pipeline.student.engines import DESCRIPTION, EXPORTS
+from udrl_pipeline.student.engines import DESCRIPTION
 from udrl_pipeline.student.fast import MODEL, FastStudent
 from udrl_pipeline.student.generation import LENGTH_SLACK, Generated, Sampling, Student
 from udrl_pipeline.student.recipes import Recipe

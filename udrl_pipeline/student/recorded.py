@@ -15,12 +15,12 @@ import pandas as pd
 from udrl_pipeline import dataset
 from udrl_pipeline.errors import CorruptArtifact, StudentError
 from udrl_pipeline.recorded import recorded_folder
+from udrl_pipeline.store.names import RECORDED_STUDENT
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.versioning import canonical, content_hash, files_sha256
 
-#: Under this name it stands in the ledgers of those who start from it.
-ASSET = "student/recorded"
+ASSET = RECORDED_STUDENT
 MANIFEST, ANCESTORS, TRAINED_ON = "manifest.json", "ancestors.json", "trained_on.parquet"
 OTHER_START = "set student.init_from to pruned-teacher, scratch or a model reference"
 

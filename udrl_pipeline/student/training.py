@@ -20,6 +20,7 @@ from udrl_pipeline.errors import StudentError
 from udrl_pipeline.models import digest_of
 from udrl_pipeline.settings import ModelRef, Settings
 from udrl_pipeline.store.database import typed_errors
+from udrl_pipeline.store.names import SEEN_FILE, STUDENTS
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import lexicon, ranks, recorded
@@ -38,10 +39,6 @@ SOURCES = (
     "student/optimiser.py", "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py", "student/recorded.py",
     "student/lexicon.py",
 )  # fmt: skip
-#: How the names of the assets begin that are students.
-STUDENTS = "student/"
-#: The file of a student that says which rows it has seen.
-SEEN = "seen.parquet"
 #: The settings of the sweep that says what `best` means.
 SWEPT_BY = {"sweep_intents", "guidance", "min_diversity", "temperature", "top_p", "min_p", "repetition_penalty", "seed"}
 
@@ -171,7 +168,7 @@ def has_learned_forgotten(workspace: Workspace, student: Version) -> bool:
     forgotten = {key for stone in workspace.tombstones() for key in stone.row_keys}
     found: Version | None = student
     while forgotten and found:
-        seen = workspace.version_folder(found.asset, found.version) / SEEN
+        seen = workspace.version_folder(found.asset, found.version) / SEEN_FILE
         if not seen.exists() or not forgotten.isdisjoint(pd.read_parquet(seen, columns=["row_key"]).row_key):
             return True  # of a student that does not tell the worst is assumed
         earlier = next((parent for parent in found.parents.items() if parent[0].startswith(STUDENTS)), None)
@@ -223,7 +220,7 @@ def _train(
     student = Student(model, start.tokenizer, space, recipe.name, words_of(train, start, options.word_ideas))
     space, sweep = choose_best(student, validation, settings) if recipe.commanded else (space.with_best({}, space.guidance), {})
     _save(student, space, recipe, curve, scratch / "result")
-    write_table(seen_rows(sequences), scratch / "result" / SEEN)
+    write_table(seen_rows(sequences), scratch / "result" / SEEN_FILE)
     facts = {
         "parameters": student.parameters, "sequences": len(sequences), "tokens": tokens, "start": start.how,
         "words": len(student.words),
