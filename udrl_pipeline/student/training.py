@@ -1,7 +1,7 @@
 """Train a student; resumes after a kill, warm-starts when only rows were added.
 
 The result is a folder that `AutoModelForCausalLM` and `AutoTokenizer` load: safetensors, tokenizer, commands.json, recipe.json,
-loss.json, seen.parquet (which rows it learned from, and how often) and the manifest.
+loss.json, words.json (which words it may write), seen.parquet (which rows it learned from, and how often) and the manifest.
 """
 
 import json
