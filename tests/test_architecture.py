@@ -74,3 +74,8 @@ def test_every_source_that_a_code_version_counts_exists() -> None:
         started = time.process_time()
         assert len(code_version(module.SOURCES)) == 12
         assert time.process_time() - started < 1
+
+
+def test_a_question_to_the_ledger_loads_no_tables_library() -> None:
+    names, _ = loaded_by("udrl_pipeline.cli_audit, udrl_pipeline.audit.history, udrl_pipeline.audit.impact, udrl_pipeline.audit.lineage")
+    assert names & {*HEAVY, "pandas", "numpy", "pyarrow"} == set()

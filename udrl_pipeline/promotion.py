@@ -15,10 +15,10 @@ from typing import Any
 from udrl_pipeline.errors import CorruptArtifact, StudentError
 from udrl_pipeline.evaluation import gate, report
 from udrl_pipeline.store import promotions
-from udrl_pipeline.store.names import STUDENTS
+from udrl_pipeline.store.names import STUDENTS, is_student
 from udrl_pipeline.store.promotions import Action, Promotion, State
 from udrl_pipeline.store.workspace import Version, Workspace, in_role
-from udrl_pipeline.student.channel import is_student, promoted, unusable
+from udrl_pipeline.student.channel import promoted, unusable
 from udrl_pipeline.versioning import code_version, content_hash
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from typing import Any
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.changes import Change, changed_settings
 from udrl_pipeline.store import promotions
+from udrl_pipeline.store.names import is_student
 from udrl_pipeline.store.promotions import Promotion, State
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student.channel import is_student
 
 
 @dataclass(frozen=True)

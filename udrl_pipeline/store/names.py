@@ -17,3 +17,8 @@ ROW_COLUMNS = (
     "row_key", "task", "intent", "intent_key", "text", "tokens", "finish_reason", "engine", "engine_version", "source",
     "template_hash", "sampling", "asked_words", "examples", "sample", "run_id", "created_at", "recorded",
 )  # fmt: skip
+
+
+def is_student(asset: str) -> bool:
+    """Whether the versions of an asset are students that can be in use; the one that ships with the package is a start alone."""
+    return asset.startswith(STUDENTS) and asset != RECORDED_STUDENT

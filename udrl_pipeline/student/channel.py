@@ -1,15 +1,8 @@
 """Which student of a recipe is in use: the promoted one, as long as it can be used at all."""
 
 from udrl_pipeline.store import promotions
-from udrl_pipeline.store.names import STUDENTS
 from udrl_pipeline.store.workspace import Version, Workspace
-from udrl_pipeline.student import recorded
 from udrl_pipeline.student.training import has_learned_forgotten
-
-
-def is_student(asset: str) -> bool:
-    """Whether the versions of an asset are students that can be in use; the one that ships with the package is a start alone."""
-    return asset.startswith(STUDENTS) and asset != recorded.ASSET
 
 
 def promoted(workspace: Workspace, asset: str) -> Version | None:
