@@ -61,7 +61,7 @@ def build(workspace: Workspace) -> Version:
         means = last.facts["mean_reward"] if last else {}
         expected += quality.judge_version(examined, kept, workspace.tasks, settings.quality, means)
         edges = quality_edges(kept, settings.commands.quality_bins)
-        kept = kept.assign(quality=quality_bins(kept, edges))[COLUMNS].sort_values("row_key", ignore_index=True)
+        kept = kept.assign(quality=quality_bins(kept, edges))[COLUMNS]
         made = workspace.record(
             ASSET,
             version=content_of(kept, edges),
