@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from udrl_pipeline.evaluation.metrics import load_metric
-from udrl_pipeline.evaluation.statistics import Bootstrap, Interval, median, ratio_of_medians
+from udrl_pipeline.evaluation.statistics import Bootstrap, Interval, median, percent, ratio_of_medians
 
 NAN = np.nan
 values = arrays(np.float64, st.tuples(st.integers(2, 12), st.integers(1, 3)), elements=st.floats(0.1, 1.0) | st.just(NAN))
@@ -103,3 +103,19 @@ def test_medians_have_intervals_too() -> None:
     assert (ratio.value, ratio.n) == (4.0, 3)
     assert 3.7 < ratio.low <= 4.0 <= ratio.high < 4.3
     assert median(fast, 500, seed=0) == Interval(0.5, 0.5, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "told"),
+    [
+        (1.1755, 1, "117.6%"),
+        (1.17553, 1, "117.6%"),
+        (1.17547, 1, "117.6%"),
+        (0.945, 0, "95%"),
+        (0.0, 0, "0%"),
+        (-0.005, 1, "-0.5%"),
+        (None, 1, "–"),
+    ],
+)
+def test_a_share_reads_the_same_with_all_its_digits_and_with_four(value: float | None, digits: int, told: str) -> None:
+    assert percent(value, digits) == told

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from udrl_pipeline.evaluation.statistics import Interval
+from udrl_pipeline.evaluation.statistics import Interval, percent
 
 Verdict = Literal["met", "not met", "not measured"]
 
@@ -169,7 +169,7 @@ def _unnamed(like: Claim, families: str) -> Claim:
 
 
 def _percent(interval: Interval) -> str:
-    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+    return f"{percent(interval.value, 1)} [{percent(interval.low, 1)}, {percent(interval.high, 1)}]"
 
 
 def _rounded(interval: Interval) -> tuple[float, float, float]:

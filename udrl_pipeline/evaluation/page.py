@@ -13,6 +13,7 @@ from udrl_pipeline import dataset
 from udrl_pipeline.evaluation import plots
 from udrl_pipeline.evaluation.figures import MEAN
 from udrl_pipeline.evaluation.run import Evaluation
+from udrl_pipeline.evaluation.statistics import percent
 from udrl_pipeline.evaluation.systems import teacher_name
 from udrl_pipeline.settings import GateMeasure
 from udrl_pipeline.store.workspace import PACKAGES, Version, Workspace, asset_of, git_state
@@ -207,10 +208,6 @@ def _packages() -> dict[str, str]:
 
 def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}"
-
-
-def percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None or pd.isna(value) else f"{100 * value:.{digits}f}%"
 
 
 def pretty(params: Mapping[str, Any]) -> str:

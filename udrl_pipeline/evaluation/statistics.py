@@ -9,6 +9,7 @@ whole, moved to the estimate.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +31,14 @@ class Interval:
 
     def as_dict(self) -> dict[str, float | int]:
         return {name: round(number, DIGITS) for name, number in asdict(self).items()}
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share for people: 1.1755 is 117.6%, wherever it stands and whether its further digits are still there or not."""
+    if value is None or np.isnan(value):
+        return "–"
+    kept = Decimal(str(round(float(value), DIGITS))).scaleb(2)
+    return f"{kept.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)}%"
 
 
 class Bootstrap:
