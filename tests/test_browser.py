@@ -37,7 +37,16 @@ SMALLER: dict[str, dict[str, Any]] = {
     "evaluation": {"intents": 4, "sweep_intents": 2, "quality_intents": 2, "length_intents": 2, "judge_rows": 2, "bootstrap": 100},
     "schedule": {"cron": "* * * * *"},
 }
-BY_SCHEDULE = ["intents", "teacher_corpus", "labeled_dataset", "student/udrl", "evaluation_report", "student_export/udrl", "promotion"]
+BY_SCHEDULE = [
+    "intents",
+    "teacher_corpus",
+    "labeled_dataset",
+    "student/udrl",
+    "student/sft",
+    "evaluation_report",
+    "student_export/udrl",
+    "promotion",
+]
 GROUPS = ("data", "students", "verdict")
 
 
