@@ -105,7 +105,10 @@ def _time(seconds: float | None) -> datetime | None:
 
 
 if __name__ == "__main__":
-    code = main(Wish(**json.loads(sys.argv[1])))
-    sys.stdout.flush()
+    try:
+        code = main(Wish(**json.loads(sys.argv[1])))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `udrl status | head` has read enough
+        code = 1
     sys.stderr.flush()
     os._exit(code)  # as in assets/run.py: taking the libraries apart takes longer than the answer
