@@ -258,7 +258,7 @@ def of_vllm(folder: Path, prompts: list[list[int]]) -> Subject:
 
     engine = LLM(
         str(folder),
-        dtype="bfloat16" if precision.in_bf16() else "float32",
+        dtype=precision.name(),
         enforce_eager=True,
         max_model_len=1024,
         enable_prefix_caching=False,

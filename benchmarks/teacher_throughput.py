@@ -54,7 +54,7 @@ def bare(rows: int, artifacts: str) -> dict[str, float]:
     folder = str(resolve(teacher.model, chosen).folder)
     engine = LLM(
         folder,
-        dtype="bfloat16" if precision.in_bf16() else "float32",
+        dtype=precision.name(),
         enforce_eager=True,
         seed=teacher.seed,
         max_model_len=teacher.max_model_len,

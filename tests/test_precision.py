@@ -16,6 +16,7 @@ def test_a_cpu_computes_in_bf16_only_where_it_has_instructions_for_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert (precision.dtype(), precision.in_bf16()) == (dtype, dtype == torch.bfloat16)
+    assert f"torch.{precision.name()}" == str(dtype)
 
 
 def test_a_gpu_computes_in_bf16_whatever_the_cpu_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,3 +18,8 @@ def dtype() -> Any:
     import torch
 
     return torch.bfloat16 if in_bf16() else torch.float32
+
+
+def name() -> str:
+    """The dtype as vLLM is told it."""
+    return "bfloat16" if in_bf16() else "float32"

@@ -30,9 +30,8 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     # prompts of a task begin alike, and what they share is read once, in whole blocks: vLLM's on a CPU are 128 tokens, and 32 the least
     blocks = {"block_size": 32} if current_platform.is_cpu() else {}
-    dtype = "bfloat16" if precision.in_bf16() else "float32"
     try:
-        engine = LLM(dtype=dtype, enforce_eager=True, disable_log_stats=True, **blocks, **options)
+        engine = LLM(dtype=precision.name(), enforce_eager=True, disable_log_stats=True, **blocks, **options)
     except (ValueError, RuntimeError, OSError) as error:
         answer({"error": f"vLLM does not start with {options['model']}: {error}"})
         return
