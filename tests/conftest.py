@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 import pytest
 import yaml
+from dagster._core.storage.defs_state.base import set_defs_state_storage
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
@@ -148,6 +149,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (settings_module.PARAMS_ENV, settings_module.PRESET_ENV, "UDRL_TEACHER_API_KEY", "DAGSTER_HOME", PAGES_ENV, *SWITCHES):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_instance_of_an_earlier_test() -> Iterator[None]:
+    """Dagster's contexts for tests enter an instance twice and leave it once: the next definitions would ask one that is gone."""
+    with set_defs_state_storage(None):
+        yield
 
 
 @pytest.fixture

@@ -19,9 +19,6 @@ from udrl_pipeline.student.recipes import RECIPES
 
 pytestmark = pytest.mark.usefixtures("kept_open")
 
-#: Resolved here: an instance for tests, once disposed of, would stand in the way.
-KNOWN = defs.get_repository_def()
-
 
 @pytest.fixture
 def tick(params: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -100,13 +97,13 @@ def test_it_waits_for_the_run_that_is_under_way(tick: Callable[..., Any]) -> Non
 
 
 def test_it_is_off_until_it_is_switched_on_and_looks_when_the_settings_say() -> None:
-    [schedule] = KNOWN.schedule_defs
+    [schedule] = defs.get_repository_def().schedule_defs
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
     assert (schedule.cron_schedule, schedule.execution_timezone, schedule.job_name) == ("0 3 * * *", "UTC", "everything")
 
 
 def test_retrain_only_names_its_recipes_in_the_launchpad() -> None:
-    job = KNOWN.get_job("retrain_only")
+    job = defs.resolve_job_def("retrain_only")
     assert job.run_config == {"resources": {"store": {"config": {"recipes": ["udrl", "sft"]}}}}
 
 
@@ -131,7 +128,7 @@ def test_a_run_trains_the_recipes_that_it_names_and_no_other(params: Path, monke
     for recipes in (["sft"], None):
         trained.clear()
         config = {"params": str(params), "recipes": recipes} if recipes else {"params": str(params)}
-        result = KNOWN.get_job("retrain_only").execute_in_process(
+        result = defs.resolve_job_def("retrain_only").execute_in_process(
             run_config={"resources": {"store": {"config": config}}}, instance=dg.DagsterInstance.ephemeral()
         )
         made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
