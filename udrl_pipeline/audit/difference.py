@@ -21,6 +21,8 @@ HAPPENED = {
     "relabelled": ("relevance", "fidelity", "gain", "repetition", "reward"),
     "re-binned": ("quality",),
 }
+#: What stands for the source where it is more than the column: the line of a file of ideas is no source of its own.
+SOURCE = {"intents": "regexp_replace(source, ':[0-9]+$', '')"}
 SAMPLES = 3
 
 
@@ -104,23 +106,21 @@ def _rows(workspace: Workspace, a: Version, b: Version) -> tuple[dict[str, dict[
     files = {"a": _file(workspace, a, file), "b": _file(workspace, b, file)}
     with duckdb.connect() as connection:
         columns = {column for column, *_ in connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(files["a"])]).fetchall()}
-        told = {what: [c for c in of_them if c in columns] for what, of_them in HAPPENED.items()}
-        both = f"a.{key} IS NOT NULL AND b.{key} IS NOT NULL"
-        conditions = {"added": f"a.{key} IS NULL", "removed": f"b.{key} IS NULL"} | {
-            what: f"{both} AND ({' OR '.join(f'a.{c} IS DISTINCT FROM b.{c}' for c in of_them)})"
-            for what, of_them in told.items()
-            if of_them
-        }
-        task = "tasks" if "tasks" in columns else "task"
-        compared = [task, *(column for of_them in told.values() for column in of_them)]
-        # the line of a file of ideas is no source of its own; cut off before the join, where the column still is a dictionary
-        side = f"SELECT {key}, {', '.join(compared)}, regexp_replace(source, ':[0-9]+$', '') AS source FROM read_parquet(?)"
+        told = {what: there for what, of_them in HAPPENED.items() if (there := [c for c in of_them if c in columns])}
+        conditions = {"added": f"a.{key} IS NULL", "removed": f"b.{key} IS NULL"}
+        conditions |= {what: f'a."{what}" <> b."{what}"' for what in told}
+        # hashed before the join, which then carries a few numbers in place of texts: of 10^19 changes one is not seen
+        hashes = ", ".join(f'hash({", ".join(of_them)}) AS "{what}"' for what, of_them in told.items())
+        origin = f"{'tasks' if 'tasks' in columns else 'task'}, {SOURCE.get(a.asset, 'source')}"
+        side = f"SELECT {key}, {hashes}, hash({origin}) AS origin FROM read_parquet(?)"
         counted = ", ".join(f"count(*) FILTER ({c}), min({key}, {SAMPLES}) FILTER ({c})" for c in conditions.values())
-        found = connection.execute(
-            f"""SELECT coalesce(b.{task}, a.{task}), coalesce(b.source, a.source), {counted}
-                FROM ({side}) a FULL JOIN ({side}) b USING ({key}) GROUP BY ALL ORDER BY ALL""",
+        counts = connection.execute(
+            f"SELECT coalesce(b.origin, a.origin), {counted} FROM ({side}) a FULL JOIN ({side}) b USING ({key}) GROUP BY ALL",
             [str(file) for file in files.values()],
         ).fetchall()
+        origins = connection.execute(f"SELECT DISTINCT hash({origin}), {origin} FROM read_parquet(?)", [[*map(str, files.values())]])
+        named = {hashed: (task, source) for hashed, task, source in origins.fetchall()}
+        found = sorted((*named[hashed], *of_them) for hashed, *of_them in counts)
         rows: dict[str, dict[tuple[str, str], int]] = {}
         first: dict[str, list[str]] = {}  # the rows to show, by their keys
         for n, what in enumerate(conditions):
@@ -129,6 +129,7 @@ def _rows(workspace: Workspace, a: Version, b: Version) -> tuple[dict[str, dict[
                 first[what] = sorted(k for *_, keys in happened for k in keys)[:SAMPLES]
         wanted = sorted({k for keys in first.values() for k in keys})
         shown = [column for column in ("intent", "text") if column in columns]
+        compared = [column for of_them in told.values() for column in of_them]
         before, after = (_read(connection, file, [key, *shown, *compared], wanted) for file in files.values())
     samples = {
         what: [_sample(before.get(k, {}), after.get(k, {}), [key, *shown], told.get(what, [])) for k in keys]
