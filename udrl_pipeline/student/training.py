@@ -240,7 +240,7 @@ def words_of(rows: pd.DataFrame, start: Start, least: int) -> list[str]:
         least: `student.word_ideas`.
     """
     texts = zip(rows.intent, rows.text, strict=True)
-    found = lexicon.known_words(start.tokenizer.backend_tokenizer, texts, rows.intent.nunique(), least)
+    found = lexicon.known_words(start.tokenizer.backend_tokenizer, texts, least)
     return sorted({*found, *start.words}) if found else []
 
 
