@@ -249,7 +249,7 @@ class EvaluationSettings(_Settings):
         (1.0, 1.5, 2.0, 3.0, 4.0), min_length=1, description="Weights of the quality command that the sweep tries; 1 is unguided"
     )
     idea_guidance: float = Field(
-        1.5, ge=0, le=10, description="Weight of the idea at decoding, which a student keeps; 1 is as trained, more keeps texts to it"
+        2.0, ge=0, le=10, description="Weight of the idea at decoding, which a student keeps; 1 is as trained, more keeps texts to it"
     )
     min_diversity: float = Field(
         0.92, ge=0, le=2, description="Spread that a guided student must keep, as a share of the teacher's on the same intents"
