@@ -116,7 +116,7 @@ def train(processes: int, steps: int, artifacts: str) -> dict[str, Any]:
     start = initialise(chosen, space, sorted({*train_rows.intent, *train_rows.text}))
     sequences = training_order(
         train_rows, space, recipe, start.tokenizer, passes=1.0, batch_rows=student.batch_rows, dropout=chosen.commands.dropout,
-        seed=student.seed, max_tokens=student.max_tokens,
+        idea_dropout=student.idea_dropout, seed=student.seed, max_tokens=student.max_tokens,
     )[: steps * student.batch_rows]  # fmt: skip
     held_out = training.validation_sequences(rows[rows.split == "validation"], space, recipe, start.tokenizer, student.max_tokens)
     with tempfile.TemporaryDirectory() as scratch:

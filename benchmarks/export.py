@@ -44,13 +44,13 @@ def of_student(student: Student) -> Write:
     def write(rows: int, guided: bool) -> tuple[float, float]:
         most = student.space.covered[task][1]
         commands = [Command(task, f"{IDEAS[n % len(IDEAS)]} {n}", most, student.space.quality_bins) for n in range(rows)]
-        options: dict[str, Any] = {**sampling, "guidance": 3.0 if guided else 1.0, "max_new_tokens": TOKENS}
+        options: dict[str, Any] = {**sampling, "guidance": 3.0 if guided else 1.0, "idea_guidance": 1.0, "max_new_tokens": TOKENS}
         began = time.perf_counter()
         if rows > 1:
             made = student.generate(commands, **options, batch_rows=BATCH)
             assert all(one.tokens == TOKENS for one in made), [one.tokens for one in made]
             return 0.0, time.perf_counter() - began
-        batch = student.batch(commands, [5], options["guidance"], 1.0, 2, TOKENS)
+        batch = student.batch(commands, [5], options["guidance"], 1.0, 1.0, 2, TOKENS)
         from udrl_pipeline.student.generation import Sampling
 
         drawn = Sampling(*(sampling[name] for name in ("temperature", "top_p", "min_p", "repetition_penalty")))

@@ -91,7 +91,8 @@ def training_rows(folder: Path, rows: int) -> Found:
         start = initialise(workspace.settings, space, sorted({*train.intent, *train.text}))
         ordered = training_order(
             train, space, RECIPES["udrl"], start.tokenizer, passes=1, batch_rows=options.batch_rows,
-            dropout=workspace.settings.commands.dropout, seed=options.seed, max_tokens=options.max_tokens,
+            dropout=workspace.settings.commands.dropout, idea_dropout=options.idea_dropout, seed=options.seed,
+            max_tokens=options.max_tokens,
         )  # fmt: skip
         kept.append([sequence.features() for sequence in ordered])
 

@@ -148,6 +148,13 @@ def test_a_damaged_student_is_not_used(generate: Callable[..., Result], workspac
     assert "commands.json (changed)" in result.stderr
 
 
+def test_the_idea_is_pressed_as_the_student_keeps_it_unless_a_weight_is_given(generate: Callable[..., Result], student: Echo) -> None:
+    for given in ([], ["--idea-guidance", "2.5"], ["--idea-guidance", "1", "--guidance", "3", "--length-guidance", "2"]):
+        assert generate("red kite", *given).exit_code == 0
+    weights = [(call["guidance"], call["length_guidance"], call["idea_guidance"]) for call in student.calls]
+    assert weights == [(None, 1.0, None), (None, 1.0, 2.5), (3.0, 2.0, 1.0)]
+
+
 def test_the_student_in_use_answers_and_a_newer_one_is_named(generate: Callable[..., Result], workspace: Workspace) -> None:
     promote(workspace, workspace.find("student/udrl", "v1"), "it is good")  # type: ignore[arg-type]
     assert "newer" not in generate("red kite").stderr

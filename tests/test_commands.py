@@ -1,5 +1,6 @@
 """Commands: rendering, what is covered, and clamping."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,18 @@ def test_a_prompt_is_task_intent_length_quality_text() -> None:
 
 def test_what_is_not_commanded_is_any() -> None:
     assert SPACE.render(Command("image", "a fox")) == "<|task:image|> a fox<|words:any|><|quality:any|><|text|>"
+
+
+def test_an_idea_that_is_not_given_leaves_no_space() -> None:
+    assert SPACE.render(Command("image", "", 18, 5)) == "<|task:image|><|words:18|><|quality:5|><|text|>"
+
+
+def test_a_student_that_does_not_say_how_hard_it_presses_the_idea_writes_as_it_was_trained(tmp_path: Path) -> None:
+    replace(SPACE, idea_guidance=1.5).save(tmp_path)
+    assert CommandSpace.load(tmp_path) == replace(SPACE, idea_guidance=1.5)
+    file = tmp_path / "commands.json"
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "idea_guidance"}))
+    assert CommandSpace.load(tmp_path) == replace(SPACE, idea_guidance=1.0)
 
 
 def test_commands_can_stand_first() -> None:

@@ -46,7 +46,8 @@ def test_an_idea_brings_texts_and_what_they_achieved(settings: Settings) -> None
     assert student.options == [
         {
             "min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty, "temperature": sampling.temperature,
-            "top_p": sampling.top_p, "guidance": None, "length_guidance": 1.0, "max_new_tokens": None,
+            "top_p": sampling.top_p, "guidance": None, "length_guidance": 1.0, "idea_guidance": None,
+            "max_new_tokens": None,
         }
     ]  # fmt: skip
 
@@ -66,8 +67,8 @@ def test_commands(settings: Settings, wish: dict[str, Any], asked: dict[str, Any
 
 def test_sampling_can_be_chosen(settings: Settings) -> None:
     student = FakeStudent()
-    post(settings, "/generate", {"idea": "red kite", "temperature": 0, "top_p": 0.5, "guidance": 3, "length_guidance": 2}, student)
-    chosen = {"temperature": 0, "top_p": 0.5, "guidance": 3, "length_guidance": 2}
+    chosen = {"temperature": 0, "top_p": 0.5, "guidance": 3, "length_guidance": 2, "idea_guidance": 1.5}
+    post(settings, "/generate", {"idea": "red kite"} | chosen, student)
     assert {name: value for name, value in student.options[0].items() if name in chosen} == chosen
 
 

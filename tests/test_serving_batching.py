@@ -14,7 +14,7 @@ from udrl_pipeline.serving.errors import Refused
 from udrl_pipeline.serving.meters import Meters
 from udrl_pipeline.settings import ServeSettings
 
-KNOBS = Knobs(temperature=0.8, top_p=0.9, guidance=None, length_guidance=1.0, max_tokens=None)
+KNOBS = Knobs(temperature=0.8, top_p=0.9, guidance=None, length_guidance=1.0, idea_guidance=None, max_tokens=None)
 
 
 class FakeWriter:
@@ -115,7 +115,7 @@ def test_only_what_is_sampled_alike_by_the_same_student_goes_together() -> None:
     bench = Bench(max_wait_ms=20)
 
     async def scenario() -> None:
-        greedy = Knobs(temperature=0, top_p=0.9, guidance=None, length_guidance=1.0, max_tokens=None)
+        greedy = Knobs(temperature=0, top_p=0.9, guidance=None, length_guidance=1.0, idea_guidance=None, max_tokens=None)
         jobs = [bench.submit("a"), bench.submit("b", knobs=greedy), bench.submit("c", student=object()), bench.submit("d")]
         for job in jobs:
             await job.answer

@@ -17,7 +17,7 @@ from udrl_pipeline.settings import Settings
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.student.initialise import initialise
 
-KNOBS = Knobs(temperature=0.8, top_p=0.9, guidance=None, length_guidance=1.0, max_tokens=12)
+KNOBS = Knobs(temperature=0.8, top_p=0.9, guidance=None, length_guidance=1.0, idea_guidance=None, max_tokens=12)
 KITE = Command("search", "red kite", 8, 4)
 ROWS = [Row(KITE, 7, 0), Row(KITE, 7, 1), Row(Command("search", "blue heron"), 9, 0)]
 

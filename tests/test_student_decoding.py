@@ -1,6 +1,7 @@
 """How tokens are drawn: guidance is the formula it says, lengths are governed, sampling follows the distribution."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,15 +38,29 @@ def first_logits(student: Student, command: Command) -> Any:
         return student.model(**student.tokenizer(SPACE.render(command), add_special_tokens=False, return_tensors="pt")).logits[0, -1]
 
 
-@pytest.mark.parametrize(("quality", "length"), [(1.0, 1.0), (3.0, 1.0), (1.0, 2.5), (2.0, 1.5), (0.0, 1.0)])
-def test_guidance_weighs_each_command_against_the_same_without_it(student: Student, quality: float, length: float) -> None:
+@pytest.mark.parametrize(
+    ("quality", "length", "idea"),
+    [
+        (1.0, 1.0, 1.0),
+        (3.0, 1.0, 1.0),
+        (1.0, 2.5, 1.0),
+        (2.0, 1.5, 1.0),
+        (0.0, 1.0, 1.0),
+        (1.0, 1.0, 3.0),
+        (2.0, 1.5, 1.5),
+        (1.0, 1.0, 0.0),
+    ],
+)
+def test_guidance_weighs_each_condition_against_the_same_without_it(student: Student, quality: float, length: float, idea: float) -> None:
     full = first_logits(student, ASKED)
     without_quality = first_logits(student, Command("search", "red fox", words=9))
     without_length = first_logits(student, Command("search", "red fox", quality=4))
-    expected = full + (quality - 1) * (full - without_quality) + (length - 1) * (full - without_length)
+    without_idea = first_logits(student, Command("search", "", words=9, quality=4))
+    pressed = ((quality, without_quality), (length, without_length), (idea, without_idea))
+    expected = full + sum((weight - 1) * (full - without) for weight, without in pressed)
     expected[student.tokenizer.convert_tokens_to_ids(SPACE.control_tokens())] = -float("inf")
     expected[student.tokenizer.eos_token_id] = -float("inf")  # too early for nine words
-    [made] = student.generate([ASKED], **GREEDY, guidance=quality, length_guidance=length, max_new_tokens=1)
+    [made] = student.generate([ASKED], **GREEDY, guidance=quality, length_guidance=length, idea_guidance=idea, max_new_tokens=1)
     assert made.text == student.tokenizer.decode([int(expected.argmax())]).strip()
 
 
@@ -53,6 +68,14 @@ def test_without_a_weight_the_student_s_own_guidance_of_the_task_is_used(student
     own, given, plain = (student.generate([ASKED], **GREEDY, **options)[0] for options in ({}, {"guidance": 2.0}, {"guidance": 1.0}))
     assert (own.guidance, given.guidance, plain.guidance) == (2.0, 2.0, 1.0)
     assert own.text == given.text != plain.text
+
+
+def test_without_a_weight_the_idea_is_pressed_as_the_student_keeps_it(student: Student) -> None:
+    plain, given = (student.generate([ASKED], **GREEDY, **options)[0].text for options in ({}, {"idea_guidance": 4.0}))
+    student.space = replace(SPACE, idea_guidance=4.0)
+    own, unpressed = (student.generate([ASKED], **GREEDY, **options)[0].text for options in ({}, {"idea_guidance": 1.0}))
+    assert (own, unpressed) == (given, plain)
+    assert given != plain
 
 
 def test_a_weight_of_zero_leaves_the_command_out(student: Student) -> None:
@@ -63,6 +86,9 @@ def test_a_weight_of_zero_leaves_the_command_out(student: Student) -> None:
 
 def test_nothing_is_read_twice_where_nothing_is_guided() -> None:
     assert variants([ASKED, Command("search", "red fox")], [Guidance(), Guidance(quality=3, length=3)]) == []
+    assert variants([Command("search", "")], [Guidance(idea=3)]) == []
+    [idea] = variants([ASKED, Command("search", "")], [Guidance(idea=3), Guidance(idea=3)])
+    assert (idea.commands, idea.weights) == ([Command("search", "", 9, 4), Command("search", "")], [2.0, 0.0])
     [only] = variants([ASKED, Command("search", "red fox")], [Guidance(quality=3), Guidance(quality=3)])
     assert (only.commands, only.weights) == ([Command("search", "red fox", 9), Command("search", "red fox")], [2.0, 0.0])
 
@@ -77,6 +103,8 @@ def test_a_text_does_not_depend_on_what_is_guided_beside_it(student: Student) ->
 def test_a_weight_out_of_range_is_a_typed_error(student: Student, weight: float) -> None:
     with pytest.raises(StudentError, match="no weight for the quality command"):
         student.generate([ASKED], **GREEDY, guidance=weight)
+    with pytest.raises(StudentError, match="no weight for the idea"):
+        student.generate([ASKED], **GREEDY, idea_guidance=weight)
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,14 @@ def texts(made: list[Generated]) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "options",
-    [GREEDY, {**GREEDY, "guidance": 1.0}, SAMPLED, {**SAMPLED, "min_p": 0.0, "length_guidance": 1.5, "length_slack": None}],
-    ids=["greedy and guided", "greedy", "sampled", "sampled from all, both guided"],
+    [
+        GREEDY,
+        {**GREEDY, "guidance": 1.0},
+        {**GREEDY, "idea_guidance": 3.0},
+        SAMPLED,
+        {**SAMPLED, "min_p": 0.0, "length_guidance": 1.5, "idea_guidance": 2.0, "length_slack": None},
+    ],
+    ids=["greedy and guided", "greedy", "greedy, the idea guided too", "sampled", "sampled from all, all guided"],
 )
 def test_in_fp32_it_writes_what_transformers_writes(
     slow: dict[str, Student], exports: dict[Any, FastStudent], kind: str, options: dict[str, Any]
@@ -122,8 +128,9 @@ def test_in_int8_the_scores_are_nearly_the_same(slow: dict[str, Student], export
 @pytest.mark.parametrize("block", [None, 16])
 def test_a_text_does_not_depend_on_those_beside_it_nor_on_their_ends(exports: dict[Any, FastStudent], block: int | None) -> None:
     student = exports["llama", block]
-    together = student.generate(COMMANDS, **SAMPLED)
-    alone = [student.generate([command], **SAMPLED)[0] for command in COMMANDS[:4]]
+    sampled = {**SAMPLED, "idea_guidance": 2.0}
+    together = student.generate(COMMANDS, **sampled)
+    alone = [student.generate([command], **sampled)[0] for command in COMMANDS[:4]]
     assert texts(together[:4]) == texts(alone)
     assert len({len(one.ids) for one in together}) > 1
     assert together[4].text != together[0].text, "the second of two equal commands has random numbers of its own"
@@ -171,7 +178,7 @@ def test_who_leaves_a_stream_stops_the_writing(
     top_p=st.sampled_from([0.5, 0.92, 1.0]),
     min_p=st.sampled_from([0.0, 0.1, 0.5]),
     penalty=st.sampled_from([1.0, 1.3]),
-    variants=st.integers(0, 2),
+    variants=st.integers(0, 3),
     known_only=st.booleans(),
 )
 def test_the_same_tokens_are_drawn_from_the_same_scores(

@@ -48,25 +48,28 @@ ALL = [
 
 
 @pytest.mark.parametrize(
-    ("ideas", "least", "known"),
+    ("enough", "least", "known"),
     [
-        (3, 0, []),
-        (3, 4, ALL),
-        (2_000, 2, sorted([*IDEAS, " in", " snow", " the", ","])),
-        (1_000, 4, sorted([*IDEAS, " in", " snow", " the", ","])),
-        (2_000, 3, sorted([*IDEAS, " in"])),
-        (50_000, 4, IDEAS),
+        (10_000, 0, []),
+        (10_000, 4, ALL),
+        (3, 2, sorted([*IDEAS, " in", " snow", " the", ","])),
+        (6, 4, sorted([*IDEAS, " in", " snow", " the", ","])),
+        (3, 3, sorted([*IDEAS, " in"])),
+        (2, 4, IDEAS),
     ],
 )
-def test_known_is_what_stands_in_rows_of_enough_ideas_or_in_an_idea(tokenizer: Tokenizer, ideas: int, least: int, known: list[str]) -> None:
-    assert lexicon.known_words(tokenizer, ROWS, ideas, least) == known
+def test_known_is_what_stands_in_rows_of_enough_ideas_or_in_an_idea(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, enough: int, least: int, known: list[str]
+) -> None:
+    monkeypatch.setattr(lexicon, "ENOUGH_IDEAS", enough)
+    assert lexicon.known_words(tokenizer, ROWS, least) == known
 
 
 def test_a_tokenizer_that_does_not_tell_words_from_marks_leaves_everything_open() -> None:
     tokenizer = Tokenizer(models.BPE())
-    assert lexicon.known_words(tokenizer, ROWS, 3, 1) == []
+    assert lexicon.known_words(tokenizer, ROWS, 1) == []
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    assert lexicon.known_words(tokenizer, ROWS, 3, 1) == []
+    assert lexicon.known_words(tokenizer, ROWS, 1) == []
 
 
 @pytest.mark.parametrize(

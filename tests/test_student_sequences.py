@@ -1,5 +1,6 @@
 """Training sequences: order, dropout, and what the loss counts."""
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -34,7 +35,7 @@ def tokenizer():  # type: ignore[no-untyped-def]
 
 
 def order(tokenizer, rows: pd.DataFrame = ROWS, **changed):  # type: ignore[no-untyped-def]
-    options = {"passes": 1.0, "batch_rows": 4, "dropout": 0.1, "seed": 3, "max_tokens": 128, **changed}
+    options = {"passes": 1.0, "batch_rows": 4, "dropout": 0.1, "idea_dropout": 0.0, "seed": 3, "max_tokens": 128, **changed}
     return training_order(rows, SPACE, RECIPES[options.pop("recipe", "udrl")], tokenizer, **options)
 
 
@@ -73,7 +74,7 @@ def test_no_intent_and_no_text_brings_a_control_token(tokenizer, task: str, inte
 
 @given(st.lists(st.text("abc é雪", min_size=1), min_size=1, max_size=5))
 def test_a_plain_intent_is_encoded_as_the_whole_prompt_is(tokenizer, intents: list[str]) -> None:  # type: ignore[no-untyped-def]
-    commands = [Command("image", intent, 6 + n, 5) for n, intent in enumerate(intents)]
+    commands = [Command("image", intent, 6 + n, 5) for n, intent in enumerate([*intents, ""])]
     whole = tokenizer([SPACE.render(command) for command in commands], add_special_tokens=False)["input_ids"]
     assert encode_prompts(tokenizer, SPACE, commands) == whole
 
@@ -118,12 +119,17 @@ def test_the_reward_weighted_recipe_sees_a_row_in_proportion_to_the_exponential_
 
 
 def test_each_condition_is_dropped_by_itself_on_its_share_of_rows() -> None:
-    drawn = [drop_out(Command("image", "x", 9, 4), RECIPES["udrl"], 0.1, 0, n) for n in range(5000)]
-    no_words = sum(c.words is None for c in drawn) / 5000
-    no_quality = sum(c.quality is None for c in drawn) / 5000
-    neither = sum(c.words is None and c.quality is None for c in drawn) / 5000
-    assert (no_words, no_quality) == (pytest.approx(0.1, abs=0.02), pytest.approx(0.1, abs=0.02))
-    assert neither == pytest.approx(0.01, abs=0.006)
+    drawn = [drop_out(Command("image", "x", 9, 4), RECIPES["udrl"], 0.1, 0.2, 0, n) for n in range(5000)]
+    shares = Counter((c.words is None, c.quality is None, not c.intent) for c in drawn)
+    for dropped in itertools.product([True, False], repeat=3):
+        expected = math.prod(share if out else 1 - share for out, share in zip(dropped, (0.1, 0.1, 0.2), strict=True))
+        assert shares[dropped] / 5000 == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_sees_the_task_without_its_idea_on_the_share_of_rows_that_is_asked(tokenizer, recipe: str) -> None:  # type: ignore[no-untyped-def]
+    prompts = [tokenizer.decode(s.prompt) for s in order(tokenizer, recipe=recipe, passes=20, idea_dropout=0.3)]
+    assert sum("idea" not in prompt for prompt in prompts) / len(prompts) == pytest.approx(0.3, abs=0.07)
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=5))

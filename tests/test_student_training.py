@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY, FakeEngine, small_params
 from udrl_pipeline import corpus, dataset, metrics
 from udrl_pipeline import settings as settings_module
-from udrl_pipeline.commands import Command
+from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.errors import QualityError, StudentError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
@@ -186,6 +186,19 @@ def test_a_student_answers_the_same_for_the_same_seed(student: Student) -> None:
     assert [g.text for g in first] == [g.text for g in student.generate(commands, **sampled)]
     assert [g.text for g in first] != [g.text for g in student.generate(commands, **{**sampled, "seed": 1})]
     assert [g.command for g in first] == [student.space.clamp(c)[0] for c in commands]
+
+
+@pytest.mark.parametrize("recipe", ["udrl", "sft"])
+def test_a_student_keeps_how_hard_it_presses_the_idea_and_is_another_where_that_changes(
+    load: Callable[..., Settings], workspace: Workspace, recipe: str
+) -> None:
+    made = training.build(workspace, recipe)
+    space = CommandSpace.load(workspace.version_folder(made.asset, made.version))
+    assert (space.idea_guidance, made.facts["idea_guidance"], made.params["sweep"]["idea_guidance"]) == (2.0, 2.0, 2.0)
+    changed = Workspace(load({**TINY, "evaluation.idea_guidance": 3.0}))
+    changed.begin_run()
+    other = training.build(changed, recipe)
+    assert (other.facts["idea_guidance"], other.version == made.version) == (3.0, False)
 
 
 def test_a_student_without_commands_leaves_them_out_and_says_so(workspace: Workspace) -> None:

@@ -174,6 +174,7 @@ def record_student(folder: Path, **chosen: Any) -> None:
     help="How hard the quality is pressed; 1 only asks.  [default: what the student's own sweep chose]",
 )
 @click.option("--length-guidance", type=click.FloatRange(0, 10), default=1.0, show_default=True, metavar="WEIGHT", help="And the length.")
+@click.option("--idea-guidance", type=click.FloatRange(0, 10), metavar="WEIGHT", help="And the idea.  [default: the student's own]")
 @click.option("-n", "number", type=click.IntRange(1, 1000), default=1, show_default=True, help="Texts per idea.")
 @click.option("--recipe", default="udrl", show_default=True, help="Which student.")
 @click.option("--student", type=PATH, metavar="FOLDER", help="A student's folder, instead of the one in use.")

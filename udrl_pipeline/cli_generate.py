@@ -41,6 +41,7 @@ class Ask:
     quality: str
     guidance: float | None
     length_guidance: float
+    idea_guidance: float | None
     number: int
     recipe: str
     student: Path | None
@@ -116,7 +117,7 @@ def _stream(student: "Student", wanted: list[Wanted], ask: Ask, settings: Settin
     if len(wanted) > 1 or ask.output or ask.as_json:
         raise StudentError("shows one text, as it comes", where="--stream", remedy="give one idea, and neither -n, --to nor --json")
     sampling, seed = _sampling(ask, settings)
-    pieces = student.stream(wanted[0].command, **sampling, seed=seed, guidance=ask.guidance, length_guidance=ask.length_guidance)
+    pieces = student.stream(wanted[0].command, **sampling, seed=seed, **_guidance(ask))
     for piece in pieces:
         if isinstance(piece, str):
             click.echo(printable(piece), nl=False)
@@ -138,6 +139,10 @@ def _sampling(ask: Ask, settings: Settings) -> tuple[dict[str, Any], int]:
     return sampling, sampling.pop("seed")
 
 
+def _guidance(ask: Ask) -> dict[str, Any]:
+    return {"guidance": ask.guidance, "length_guidance": ask.length_guidance, "idea_guidance": ask.idea_guidance}
+
+
 def _texts(student: "Student", wanted: list[Wanted], ask: Ask, settings: Settings, done: int = 0) -> "Iterator[list[Generated]]":
     """The texts behind the first `done` ones, lot by lot; each lot has random numbers of its own."""
     sampling, seed = _sampling(ask, settings)
@@ -146,8 +151,7 @@ def _texts(student: "Student", wanted: list[Wanted], ask: Ask, settings: Setting
             [one.command for one in wanted[start : start + LOT]],
             **sampling,
             seed=seed + start,
-            guidance=ask.guidance,
-            length_guidance=ask.length_guidance,
+            **_guidance(ask),
         )
 
 

@@ -32,7 +32,7 @@ NAMED_LENGTHS = {"short": 0.15, "medium": 0.5, "long": 0.85}
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What is asked of a student: a task and an intent; optionally a length (words) and a quality (1 to K)."""
+    """What is asked of a student: a task and an intent (empty: any); optionally a length (words) and a quality (1 to K)."""
 
     task: str
     intent: str
@@ -60,6 +60,8 @@ class CommandSpace:
     #: neighbouring lengths that share a token, and whether length and quality stand `last` or `first` (settings.py)
     words_per_token: int = 1
     order: str = "last"
+    #: how hard the idea is pressed while decoding; of a student that does not say: as it was trained
+    idea_guidance: float = 1.0
 
     @classmethod
     def measure(cls, train: pd.DataFrame, edges: dict[str, list[float]], settings: CommandSettings) -> "CommandSpace":
@@ -112,7 +114,8 @@ class CommandSpace:
 
     def render(self, command: Command) -> str:
         """The prompt that a student continues."""
-        asked, idea = self._words_token(command.words) + _quality_token(command.quality), f"<|task:{command.task}|> {command.intent}"
+        asked = self._words_token(command.words) + _quality_token(command.quality)
+        idea = f"<|task:{command.task}|>" + spaced(command.intent)
         return (idea + asked if self.order == "last" else asked + idea) + TEXT
 
     def _words_token(self, words: int | None) -> str:
@@ -147,6 +150,11 @@ class CommandSpace:
 
 def _quality_token(quality: int | None) -> str:
     return f"<|quality:{'any' if quality is None else quality}|>"
+
+
+def spaced(intent: str) -> str:
+    """An intent as it stands in a prompt; nothing of an empty one."""
+    return f" {intent}" if intent else ""
 
 
 def render_answer(text: str) -> str:

@@ -194,12 +194,13 @@ def _sample(workspace: Workspace, student: "Student", sampled: Version, chunk: l
     sampling = workspace.settings.evaluation.sampling
     texts = student.generate([text.command for text in chunk], **sampling | {"seed": sampling["seed"] + chunk[0].sample})
     now, rendering = datetime.now(UTC), code_version(["commands.py"])
+    drawn = {**sampling, "idea_guidance": student.space.idea_guidance}
     return [
         (
             text.row_key, text.command.task, text.command.intent, text.intent_key, made.text, made.tokens,
             "stop" if made.finished else "length", "student", transformers.__version__, source_of(sampled), rendering,
-            canonical({**sampling, "quality": text.command.quality, "guidance": made.guidance}), text.command.words, "[]", text.sample,
-            workspace.run_id, now, False,
+            canonical({**drawn, "quality": text.command.quality, "guidance": made.guidance}),
+            text.command.words, "[]", text.sample, workspace.run_id, now, False,
         )
         for text, made in zip(chunk, texts, strict=True)
     ]  # fmt: skip

@@ -117,7 +117,12 @@ def evaluate_students(
                 for key, bases in compared.items()
             },
             "choice": {
-                recipe: {"best": student.space.best, "guidance": student.space.guidance, "sweep": versions[recipe].facts.get("sweep", {})}
+                recipe: {
+                    "best": student.space.best,
+                    "guidance": student.space.guidance,
+                    "idea_guidance": student.space.idea_guidance,
+                    "sweep": versions[recipe].facts.get("sweep", {}),
+                }
                 for recipe, student in students.items()
                 if student.commanded
             },

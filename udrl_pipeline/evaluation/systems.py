@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from udrl_pipeline.evaluation.measure import System
 from udrl_pipeline.models import resolve
 from udrl_pipeline.settings import LlmComparator, ModelRef, Settings
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.decoding import Guidance, variants
 from udrl_pipeline.student.generation import Student
 from udrl_pipeline.teacher import open_engine
 from udrl_pipeline.teacher.transformers_engine import TransformersEngine
@@ -98,14 +99,15 @@ def ask_student(
     trained_on = f"trained on dataset {dataset_version}"
     if dataset_version != parents[dataset.ASSET]:
         trained_on += f", which is not the current one ({parents[dataset.ASSET]})"
+    space = student.space
+    drawn = f"idea guidance {space.idea_guidance:g}; {trained_on}"
     if student.commanded:
-        space = student.space
         best = ", ".join(f"{task} {quality}, guidance {space.guidance[task]:g}" for task, quality in space.best.items())
-        how = f"commanded its best quality ({best}), no length; {trained_on}"
+        how = f"commanded its best quality ({best}), no length; {drawn}"
         done.systems.append(System(recipe, f"{recipe}, best quality", "student", how))
-        done.systems.append(System(f"{recipe}_uncommanded", f"{recipe}, uncommanded", "student", f"given the task alone; {trained_on}"))
+        done.systems.append(System(f"{recipe}_uncommanded", f"{recipe}, uncommanded", "student", f"given the task alone; {drawn}"))
     else:
-        done.systems.append(System(recipe, recipe, "student", f"given the task alone; {trained_on}"))
+        done.systems.append(System(recipe, recipe, "student", f"given the task alone; {drawn}"))
 
 
 def ask_promoted(done: Progress, workspace: Workspace, recipe: str, version: Version, held: HeldOut) -> None:
@@ -218,12 +220,12 @@ def timed_rows(held: HeldOut, count: int) -> pd.DataFrame:
 
 
 def time_student(student: Student, rows: pd.DataFrame, settings: Settings) -> Latency:
-    """A student's times, at its best quality and its own guidance if it is commanded."""
+    """A student's times, with its own guidance, and at its best quality if it is commanded."""
     space, requests = student.space, []
     for row in rows.itertuples():
         command = Command(row.task, row.intent, quality=space.best[row.task] if student.commanded else None)
-        guided = command.quality is not None and space.guidance[row.task] != 1
-        requests.append([space.render(c) for c in ([command, replace(command, quality=None)] if guided else [command])])
+        beside = variants([command], [Guidance(quality=space.guidance[row.task], idea=space.idea_guidance)])
+        requests.append([space.render(c) for c in (command, *(c for variant in beside for c in variant.commands))])
     return _time(student.model, student.tokenizer, requests, settings)
 
 

@@ -167,7 +167,8 @@ class Serve:
         names = sorted(space.tasks, key=lambda task: task != self.desk.default_task(space))
         return StudentInfo(
             recipe=serving.recipe, version=serving.version, engine=serving.engine, qualities=space.quality_bins, max_texts=limits.max_texts,
-            max_words=limits.max_words, max_idea_words=self.settings.intents.max_words, scores=limits.scores,
+            idea_guidance=space.idea_guidance, max_words=limits.max_words, max_idea_words=self.settings.intents.max_words,
+            scores=limits.scores,
             tasks=[TaskInfo(task=name, covered=space.covered[name], named=space.named_words[name], best=space.best.get(name),
                             guidance=space.guidance[name]) for name in names],
         )  # fmt: skip

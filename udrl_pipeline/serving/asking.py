@@ -103,6 +103,7 @@ class Desk:
             top_p=sampling.top_p if wish.top_p is None else wish.top_p,
             guidance=wish.guidance,
             length_guidance=wish.length_guidance,
+            idea_guidance=wish.idea_guidance,
             max_tokens=max_tokens,
         )
 

@@ -52,6 +52,7 @@ class Knobs:
     top_p: float
     guidance: float | None
     length_guidance: float
+    idea_guidance: float | None
     max_tokens: int | None
 
 

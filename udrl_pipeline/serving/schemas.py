@@ -24,6 +24,9 @@ GuidanceWeight = Annotated[
     float | None, Field(ge=0, le=MOST_GUIDANCE, description="How hard the quality is pressed; 1 only asks. Default: what won")
 ]
 LengthGuidance = Annotated[float, Field(ge=0, le=MOST_GUIDANCE, description="How hard the length is pressed")]
+IdeaGuidance = Annotated[
+    float | None, Field(ge=0, le=MOST_GUIDANCE, description="How hard the idea is pressed; 1 is as trained. Default: the student's own")
+]
 Number = Annotated[int, Field(ge=1, le=MOST_TEXTS, description="Texts per idea")]
 Seed = Annotated[
     int | None, Field(ge=-(2**63), le=2**63 - 1, description="The same seed gives the same texts. Default: another one each time")
@@ -45,6 +48,7 @@ class Wish(_Asked):
     quality: Quality = "best"
     guidance: GuidanceWeight = None
     length_guidance: LengthGuidance = 1.0
+    idea_guidance: IdeaGuidance = None
     seed: Seed = None
     temperature: Temperature = None
     top_p: TopP = None
@@ -108,6 +112,7 @@ class StudentInfo(BaseModel):
     engine: str = Field(description="With what it writes: export or transformers")
     tasks: list[TaskInfo] = Field(description="The default first")
     qualities: int = Field(description="The highest quality")
+    idea_guidance: float
     max_texts: int
     max_words: int
     max_idea_words: int

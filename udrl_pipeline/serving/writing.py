@@ -30,7 +30,7 @@ class StudentWriter:
     def _options(self, knobs: Knobs) -> dict[str, Any]:
         return self._fixed | {
             "temperature": knobs.temperature, "top_p": knobs.top_p, "guidance": knobs.guidance, "length_guidance": knobs.length_guidance,
-            "max_new_tokens": knobs.max_tokens,
+            "idea_guidance": knobs.idea_guidance, "max_new_tokens": knobs.max_tokens,
         }  # fmt: skip
 
     def _scored(self, texts: list[Written]) -> list[Written]:

@@ -1,8 +1,8 @@
 """How the next token is drawn: guidance, known words, repetition, length, temperature.
 
-Guidance presses a command harder than the student learned to obey it: with w = 1 the student is asked, with more it insists
-(classifier-free guidance, arXiv 2207.12598 section 3.2). For each guided condition c the student also reads the command without
-c, in the same batch, and
+Guidance presses a condition (quality, length or the idea) harder than the student learned to obey it: with w = 1 the student is
+asked, with more it insists (classifier-free guidance, arXiv 2207.12598 section 3.2). For each guided condition c the student also
+reads the command without c, in the same batch, and
 
     log p = log p(full) + sum over c of (w_c - 1) * (log p(full) - log p(without c))     up to a constant
 
@@ -33,16 +33,17 @@ MOST_GUIDANCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Weights of the two commands at decoding: 1 is the student as it was trained, 0 leaves the command out."""
+    """Weights of quality, length and idea at decoding: 1 is the student as it was trained, 0 leaves the condition out."""
 
     quality: float = 1.0
     length: float = 1.0
+    idea: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, weight in (("quality", self.quality), ("length", self.length)):
+        for name, weight in (("quality command", self.quality), ("length command", self.length), ("idea", self.idea)):
             if not 0 <= weight <= MOST_GUIDANCE:
                 raise StudentError(
-                    f"{weight} is no weight for the {name} command", where="guidance", remedy=f"give a number from 0 to {MOST_GUIDANCE:g}"
+                    f"{weight} is no weight for the {name}", where="guidance", remedy=f"give a number from 0 to {MOST_GUIDANCE:g}"
                 )
 
 
@@ -58,9 +59,11 @@ def variants(commands: Sequence[Command], guidance: Sequence[Guidance]) -> list[
     """What has to be read beside the full commands; nothing where no given condition is guided."""
     quality = [g.quality - 1 if c.quality is not None else 0.0 for c, g in zip(commands, guidance, strict=True)]
     length = [g.length - 1 if c.words is not None else 0.0 for c, g in zip(commands, guidance, strict=True)]
+    idea = [g.idea - 1 if c.intent else 0.0 for c, g in zip(commands, guidance, strict=True)]
     found = [
         Variant([replace(command, quality=None) for command in commands], quality),
         Variant([replace(command, words=None) for command in commands], length),
+        Variant([replace(command, intent="") for command in commands], idea),
     ]
     return [variant for variant in found if any(variant.weights)]
 

@@ -199,7 +199,7 @@ def parity(student: Student, exact: Student, commands: Sequence[Command], repeti
         The number of prompts, tokens, ties (which count as the same) and different texts; `first` names some of those.
     """
     sampling = Sampling(temperature=0.0, top_p=1.0, min_p=0.0, repetition_penalty=repetition_penalty)
-    found = exact.generate(commands, **asdict(sampling), guidance=1.0, seed=0)
+    found = exact.generate(commands, **asdict(sampling), guidance=1.0, idea_guidance=1.0, seed=0)
     texts, ties, different = sorted(found, key=lambda made: len(made.ids)), 0, []
     for start in range(0, len(texts), PARITY_ROWS):
         some = texts[start : start + PARITY_ROWS]
@@ -216,7 +216,7 @@ def lost_to_the_likeliest(student: Student, texts: Sequence[Generated], sampling
     import torch
 
     longest = max(len(made.ids) for made in texts)
-    batch = student.batch([made.command for made in texts], [0] * len(texts), 1.0, 1.0, LENGTH_SLACK, longest)
+    batch = student.batch([made.command for made in texts], [0] * len(texts), 1.0, 1.0, 1.0, LENGTH_SLACK, longest)
     device, width = student.model.device, max(len(prompt) for prompt in batch.prompts)
     blank = student.tokenizer.pad_token_id
     rows = [

@@ -143,6 +143,7 @@ class Student:
         min_p: float = 0.0,
         guidance: float | None = None,
         length_guidance: float = 1.0,
+        idea_guidance: float | None = None,
         max_new_tokens: int | None = None,
         batch_rows: int = 64,
         length_slack: int | None = LENGTH_SLACK,
@@ -156,6 +157,7 @@ class Student:
             seed: One for all, or one for each command.
             guidance: How hard the quality command is pressed, 0 to 10; by default as the student's sweep found best, per task.
             length_guidance: The same for the length.
+            idea_guidance: The same for the idea; by default as the student keeps it.
             temperature: 0 is greedy.
             min_p: Tokens less probable than this share of the likeliest one, given the full command, are not drawn; 0 to 1.
             repetition_penalty: Counts only what was generated, so that the intent's words stay welcome.
@@ -175,7 +177,8 @@ class Student:
         for start in range(0, len(order), batch_rows):
             chosen = order[start : start + batch_rows]
             most = max(room[i] for i in chosen)
-            batch = self.batch([clamped[i][0] for i in chosen], [keys[i] for i in chosen], guidance, length_guidance, length_slack, most)
+            asked, own = [clamped[i][0] for i in chosen], [keys[i] for i in chosen]
+            batch = self.batch(asked, own, guidance, length_guidance, idea_guidance, length_slack, most)
             outputs |= {i: ids[: room[i]] for i, ids in zip(chosen, self._write(batch, sampling), strict=True)}
         return [self._finish(*clamped[i], self._weight(clamped[i][0], guidance), outputs[i]) for i in range(len(commands))]
 
@@ -190,6 +193,7 @@ class Student:
         min_p: float = 0.0,
         guidance: float | None = None,
         length_guidance: float = 1.0,
+        idea_guidance: float | None = None,
         max_new_tokens: int | None = None,
         length_slack: int | None = LENGTH_SLACK,
     ) -> Iterator[str | Generated]:
@@ -203,7 +207,7 @@ class Student:
         sampling = Sampling(temperature, top_p, min_p, repetition_penalty)
         command, warnings = self._clamp(command)
         room = max_new_tokens or _room(command)
-        batch = self.batch([command], _keys([command], seed), guidance, length_guidance, length_slack, room)
+        batch = self.batch([command], _keys([command], seed), guidance, length_guidance, idea_guidance, length_slack, room)
         ids: list[int] = []
         shown = ""
         for token in self._tokens(batch, sampling):
@@ -230,12 +234,20 @@ class Student:
         return self.space.guidance[command.task] if guidance is None else guidance
 
     def batch(
-        self, asked: list[Command], keys: list[int], guidance: float | None, length_guidance: float, slack: int | None, room: int
+        self,
+        asked: list[Command],
+        keys: list[int],
+        guidance: float | None,
+        length_guidance: float,
+        idea_guidance: float | None,
+        slack: int | None,
+        room: int,
     ) -> Batch:
         """What is needed to write to these commands together; `keys` are those of their random numbers."""
         import numpy as np
 
-        guided = variants(asked, [Guidance(self._weight(command, guidance), length_guidance) for command in asked])
+        idea = self.space.idea_guidance if idea_guidance is None else idea_guidance
+        guided = variants(asked, [Guidance(self._weight(command, guidance), length_guidance, idea) for command in asked])
         lengths = [command.words for command in asked]
         return Batch(
             prompts=encode_prompts(self.tokenizer, self.space, [*asked, *(command for variant in guided for command in variant.commands)]),

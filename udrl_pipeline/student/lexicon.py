@@ -18,7 +18,7 @@ import numpy as np
 #: Stands in a student's folder; without it any token may follow.
 FILE = "words.json"
 #: A word must stand in rows of `student.word_ideas` ideas where there are so many ideas, and of fewer in proportion below.
-ENOUGH_IDEAS = 2_000
+ENOUGH_IDEAS = 10_000
 #: How a splitting must go for words to be told from marks.
 TRIED, SPLIT = " a cat, seen", [" a", " cat", ",", " seen"]
 
@@ -28,21 +28,20 @@ START: Place = ()
 ENDED: Place = (-1,)
 
 
-def known_words(tokenizer: Any, rows: Iterable[tuple[str, str]], ideas: int, least: int) -> list[str]:
+def known_words(tokenizer: Any, rows: Iterable[tuple[str, str]], least: int) -> list[str]:
     """The pieces that a student may write, in order; none where everything may be written.
 
     Args:
         tokenizer: Of `tokenizers`.
         rows: Idea and text of each row.
-        ideas: How many different ideas there are.
         least: In the rows of how many ideas a piece must stand (`student.word_ideas`); 0: no limit.
     """
     if not least or pieces(tokenizer, TRIED) != SPLIT:
         return []
-    needed = math.ceil(min(least, ideas, least * ideas / ENOUGH_IDEAS))
     texts_of = defaultdict(list)
     for intent, text in rows:
         texts_of[intent].append(text)
+    needed = math.ceil(min(least, least * len(texts_of) / ENOUGH_IDEAS))
     counted = Counter(piece for texts in texts_of.values() for piece in {p for text in texts for p in pieces(tokenizer, f" {text}")})
     own = {piece for intent in texts_of for piece in pieces(tokenizer, f" {intent}")}
     return sorted(own | {piece for piece, number in counted.items() if number >= needed})

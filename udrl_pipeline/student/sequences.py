@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from udrl_pipeline.commands import Command, CommandSpace, achieved, render_answer
+from udrl_pipeline.commands import Command, CommandSpace, achieved, render_answer, spaced
 from udrl_pipeline.student.recipes import Recipe
 from udrl_pipeline.versioning import unit_draw
 
@@ -33,11 +33,13 @@ def tokens_of(sequences: Sequence[TrainingSequence]) -> int:
     return sum(len(sequence.prompt) + len(sequence.answer) for sequence in sequences)
 
 
-def drop_out(command: Command, recipe: Recipe, dropout: float, *draw: Any) -> Command:
-    """Leave out length and quality, each for itself, on a share of the sequences; always, where the recipe is uncommanded."""
+def drop_out(command: Command, recipe: Recipe, dropout: float, idea_dropout: float, *draw: Any) -> Command:
+    """Leave out length, quality and idea, each for itself, on a share of the sequences; length and quality always, where the recipe is
+    uncommanded."""
     words = command.words if recipe.commanded and unit_draw("words", *draw) >= dropout else None
     quality = command.quality if recipe.commanded and unit_draw("quality", *draw) >= dropout else None
-    return replace(command, words=words, quality=quality)
+    intent = command.intent if unit_draw("idea", *draw) >= idea_dropout else ""
+    return replace(command, intent=intent, words=words, quality=quality)
 
 
 def encode(
@@ -53,7 +55,7 @@ def encode(
 def encode_prompts(tokenizer: Any, space: CommandSpace, commands: Sequence[Command]) -> list[list[int]]:
     """The rendered prompts as token ids. Whatever an intent holds, the control tokens are those of the command alone."""
     around = [space.render(replace(command, intent=SLOT)).partition(f" {SLOT}") for command in commands]
-    intents = words_only(tokenizer, [f" {command.intent}" for command in commands])
+    intents = words_only(tokenizer, [spaced(command.intent) for command in commands])
     before, after = (tokenizer([parts[side] for parts in around], add_special_tokens=False)["input_ids"] for side in (0, 2))
     return [b + intent + a for b, intent, a in zip(before, intents, after, strict=True)]
 
@@ -73,6 +75,7 @@ def training_order(
     passes: float,
     batch_rows: int,
     dropout: float,
+    idea_dropout: float,
     seed: int,
     max_tokens: int,
 ) -> list[TrainingSequence]:
@@ -97,7 +100,7 @@ def training_order(
         draws = [(turn, key, *([copy] if copy else [])) for key in copies for copy in range(_whole(copies[key], seed, turn, key))]
         draws = sorted(draws, key=lambda draw: unit_draw("order", seed, *draw))[: wanted - len(ordered)]
         ordered += [key for _, key, *_ in draws]
-        chosen += [drop_out(commands[draw[1]], recipe, dropout, seed, *draw) for draw in draws]
+        chosen += [drop_out(commands[draw[1]], recipe, dropout, idea_dropout, seed, *draw) for draw in draws]
         turn += 1
     sequences = encode(tokenizer, space, chosen, [texts[key] for key in ordered], ordered, max_tokens)
     return _bucketed(sequences, batch_rows, seed)

@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ SOURCES = (
     "student/lexicon.py",
 )  # fmt: skip
 #: The settings of the sweep that says what `best` means.
-SWEPT_BY = {"sweep_intents", "guidance", "min_diversity", "temperature", "top_p", "min_p", "repetition_penalty", "seed"}
+SWEPT_BY = {"sweep_intents", "guidance", "idea_guidance", "min_diversity", "temperature", "top_p", "min_p", "repetition_penalty", "seed"}
 
 
 def asset_name(recipe: str) -> str:
@@ -195,7 +196,7 @@ def _train(
     """Train in `scratch`, leaving the student's files in `scratch/result`. Returns facts and the work done."""
     settings = workspace.settings
     train, validation = rows[rows.split == "train"], rows[rows.split == "validation"]
-    space = CommandSpace.measure(train, edges, settings.commands)
+    space = replace(CommandSpace.measure(train, edges, settings.commands), idea_guidance=settings.evaluation.idea_guidance)
     if previous:
         folder = workspace.version_folder(previous.asset, previous.version)
         start = from_folder(folder, space, {"init_from": "previous", "version": previous.version})
@@ -204,7 +205,8 @@ def _train(
     options = settings.student
     sequences = training_order(
         train, space, recipe, start.tokenizer, passes=_passes(settings, recipe, previous),
-        batch_rows=options.batch_rows, dropout=settings.commands.dropout, seed=options.seed, max_tokens=options.max_tokens,
+        batch_rows=options.batch_rows, dropout=settings.commands.dropout, idea_dropout=options.idea_dropout, seed=options.seed,
+        max_tokens=options.max_tokens,
     )  # fmt: skip
     if options.max_steps:
         sequences = sequences[: options.max_steps * options.batch_rows]
@@ -225,7 +227,7 @@ def _train(
         "parameters": student.parameters, "sequences": len(sequences), "tokens": tokens, "start": start.how,
         "words": len(student.words),
         "covered_words": {task: list(ends) for task, ends in space.covered.items()},
-        "best_quality": space.best, "guidance": space.guidance, "sweep": sweep,
+        "best_quality": space.best, "guidance": space.guidance, "idea_guidance": space.idea_guidance, "sweep": sweep,
         "loss": curve[-1].get("loss") if curve else None,
         "validation_loss": next((entry["validation_loss"] for entry in reversed(curve) if "validation_loss" in entry), None),
         "seed": options.seed, "processes": options.processes, "speed": speed,
@@ -240,7 +242,7 @@ def words_of(rows: pd.DataFrame, start: Start, least: int) -> list[str]:
         least: `student.word_ideas`.
     """
     texts = zip(rows.intent, rows.text, strict=True)
-    found = lexicon.known_words(start.tokenizer.backend_tokenizer, texts, rows.intent.nunique(), least)
+    found = lexicon.known_words(start.tokenizer.backend_tokenizer, texts, least)
     return sorted({*found, *start.words}) if found else []
 
 
