@@ -23,7 +23,7 @@ from udrl_pipeline.audit.checkout import checkout
 from udrl_pipeline.audit.export import as_json
 from udrl_pipeline.audit.forget import forget_intent
 from udrl_pipeline.audit.impact import impact_of_run
-from udrl_pipeline.audit.rows import keys_where
+from udrl_pipeline.audit.rows import rows_where
 from udrl_pipeline.audit.verify import Fault, verify
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import RemoteError, SettingsError, StoreLocked, StoreUnwritable
@@ -286,7 +286,7 @@ def test_rows_are_carried_from_postgres_to_duckdb_and_back(
 
 
 def made_key(workspace: Workspace) -> str:
-    return keys_where(workspace, "task = ?", "image")[0]
+    return next(iter(rows_where(workspace, "task = ?", "image")))
 
 
 def test_what_was_forgotten_is_in_no_table(made: Workspace, url: str) -> None:

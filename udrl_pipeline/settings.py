@@ -207,7 +207,7 @@ class StudentSettings(_Settings):
     word_ideas: int = Field(
         4,
         ge=0,
-        description="A word is written when it stands in the rows of so many ideas (in proportion fewer below 10,000 ideas), "
+        description="A word is written when it stands in the rows of so many ideas (in proportion fewer below 6,000 ideas), "
         "or in an idea; 0: whatever the tokens spell",
     )
     idea_dropout: float = Field(

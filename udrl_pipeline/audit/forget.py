@@ -16,7 +16,7 @@ import pandas as pd
 from udrl_pipeline import corpus
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.impact import Touched, touched_by
-from udrl_pipeline.audit.rows import intents_holding, keys_where, standing
+from udrl_pipeline.audit.rows import intents_holding, rows_where, standing
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
 from udrl_pipeline.store import tombstones
@@ -50,7 +50,7 @@ def forget_intent(workspace: Workspace, text: str, reason: str) -> Forgetting:
         StoreLocked: A run is going on.
     """
     key = normalise(text)
-    return _forget(workspace, "intent", subject_of(key), reason, keys_where(workspace, "intent_key = ?", key), key)
+    return _forget(workspace, "intent", subject_of(key), reason, rows_where(workspace, "intent_key = ?", key), key)
 
 
 def forget_row(workspace: Workspace, row_key: str, reason: str) -> Forgetting:
@@ -60,16 +60,16 @@ def forget_row(workspace: Workspace, row_key: str, reason: str) -> Forgetting:
         UdrlError: There is no such row.
         StoreLocked: A run is going on.
     """
-    return _forget(workspace, "row", row_key, reason, keys_where(workspace, "row_key = ?", row_key), None)
+    return _forget(workspace, "row", row_key, reason, rows_where(workspace, "row_key = ?", row_key), None)
 
 
-def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, keys: list[str], intent: str | None) -> Forgetting:
-    book = Book(workspace)
+def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, rows: dict[str, str], intent: str | None) -> Forgetting:
+    book, keys = Book(workspace), list(rows)
     with ExitStack() as locks:
         for asset in sorted({asset for asset, _ in book.versions}):
             locks.enter_context(workspace.lock(asset))
         before = [stone for stone in workspace.tombstones() if (stone.kind, stone.subject) == (kind, subject)]
-        where = standing(workspace, book, keys)
+        where = standing(workspace, book, rows)
         ideas = intents_holding(workspace, book, intent) if intent else []
         if not (keys or ideas or before):
             raise UdrlError(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from udrl_pipeline.audit.book import Book, Key
-from udrl_pipeline.audit.rows import Rows, Standing, intents_holding, keys_where, set_aside, standing
+from udrl_pipeline.audit.rows import Rows, Standing, intents_holding, rows_where, set_aside, standing
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
 from udrl_pipeline.store.names import CORPUS, EXPORTS, REPORT, SEEN_FILE, STUDENTS
@@ -58,21 +58,21 @@ def impact_of_intent(workspace: Workspace, text: str) -> Impact:
 
 
 def _of_rows(workspace: Workspace, what: str, condition: str, value: str, remedy: str) -> Impact:
-    keys, book = keys_where(workspace, condition, value), Book(workspace)
+    rows, book = rows_where(workspace, condition, value), Book(workspace)
     ideas = intents_holding(workspace, book, value) if condition == BY_INTENT else []
-    if not keys and not ideas:
+    if not rows and not ideas:
         subject = subject_of(value) if condition == BY_INTENT else value
         stones = [stone for stone in workspace.tombstones() if stone.subject == subject]
         gone = f" any more: tombstone {stones[-1].number}, {stones[-1].reason}" if stones else ""
         raise UdrlError(f"there is no {what}{gone}", where=workspace.database.where, remedy=remedy)
-    where = standing(workspace, book, keys)
+    where = standing(workspace, book, rows)
     found = {key: Touched(book.versions[key], "holds the idea") for key in ideas}
-    found |= {key: Touched(book.versions[key], _held(rows)) for key, rows in where.tables.items()}
-    for asset, version, _, reason in set_aside(workspace, keys):
+    found |= {key: Touched(book.versions[key], _held(held)) for key, held in where.tables.items()}
+    for asset, version, _, reason in set_aside(workspace, list(rows)):
         if (asset, version) in book.versions:
             found.setdefault((asset, version), Touched(book.versions[asset, version], f"set aside: {reason}"))
     found |= {(t.version.asset, t.version.version): t for t in touched_by(workspace, book, where)}
-    return Impact(what, len(keys), [found[key] for key in book.versions if key in found])
+    return Impact(what, len(rows), [found[key] for key in book.versions if key in found])
 
 
 def impact_of_source(workspace: Workspace, digest: str) -> Impact:

@@ -131,7 +131,7 @@ def trace_row(workspace: Workspace, book: Book, key: str) -> RowTrace:
     found = as_written(workspace, key)
     if found is None:
         raise UdrlError(f"there is no row {key!r}", where=workspace.database.where, remedy="row keys stand in the versions' rows.parquet")
-    where = standing(workspace, book, [key])
+    where = standing(workspace, book, {key: found["intent_key"]})
     stands = [
         {"asset": asset, "version": version, **{name: value for name, value in rows[0].items() if name != "row_key"}}
         for (asset, version), rows in where.tables.items()

@@ -38,9 +38,13 @@ class Standing:
     times: dict[Key, int]
 
 
-def standing(workspace: Workspace, book: Book, keys: Sequence[str]) -> Standing:
-    """Where the rows of these keys stand."""
-    intents = _intents_of(workspace, keys)
+def standing(workspace: Workspace, book: Book, rows: Mapping[str, str]) -> Standing:
+    """Where rows stand.
+
+    Args:
+        rows: The intent key of each, by its row key.
+    """
+    keys, intents = list(rows), sorted(set(rows.values()))
 
     def tables(asset: str) -> dict[Key, Rows]:
         """Tables are in the order of intents: knowing those of the rows spares most of a table."""
@@ -58,11 +62,10 @@ def standing(workspace: Workspace, book: Book, keys: Sequence[str]) -> Standing:
     return Standing({key: found[key] for key in book.versions if key in found}, times)
 
 
-def keys_where(workspace: Workspace, condition: str, value: str) -> list[str]:
-    """The keys of the rows for which a condition with one `?` holds, sorted."""
+def rows_where(workspace: Workspace, condition: str, value: str) -> dict[str, str]:
+    """The intent key of each row for which a condition with one `?` holds, by its row key, sorted."""
     with workspace.database.reader() as connection:
-        found = connection.execute(f"SELECT row_key FROM rows WHERE {condition} ORDER BY row_key", [value]).fetchall()
-    return [key for (key,) in found]
+        return dict(connection.execute(f"SELECT row_key, intent_key FROM rows WHERE {condition} ORDER BY row_key", [value]).fetchall())
 
 
 def as_written(workspace: Workspace, key: str) -> dict[str, Any] | None:
@@ -70,14 +73,6 @@ def as_written(workspace: Workspace, key: str) -> dict[str, Any] | None:
     with workspace.database.reader() as connection:
         found = connection.execute(f"SELECT {', '.join(ROW_COLUMNS)} FROM rows WHERE row_key = ?", [key]).fetchall()
     return dict(zip(ROW_COLUMNS, found[0], strict=True)) if found else None
-
-
-def _intents_of(workspace: Workspace, keys: Sequence[str]) -> list[str]:
-    with workspace.database.reader() as connection:
-        found = connection.execute(
-            "SELECT DISTINCT intent_key FROM rows WHERE row_key = ANY(CAST(? AS VARCHAR[]))", [list(keys)]
-        ).fetchall()
-    return [intent for (intent,) in found]
 
 
 def set_aside(workspace: Workspace, keys: Sequence[str]) -> list[tuple[str, str, str, str]]:

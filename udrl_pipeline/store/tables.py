@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # it takes longer to import than most questions to the ledger
 
 #: DuckDB reads only the groups whose range of keys can hold the one that it looks for.
 GROUP_ROWS = 16_384
+#: A table that does not name its ideas is searched by keys alone, of which each stands in another group.
+KEYED_GROUP_ROWS = 4_096
 #: The columns that rows are in the order of. All rows of an idea stand together, so that they are found in one group.
 ORDER = ("intent_key", "row_key")
 #: Columns in which no value stands twice: a dictionary of them would only take room.
@@ -21,9 +23,10 @@ UNIQUE = ("row_key",)
 def write_table(frame: "pd.DataFrame", file: Path) -> None:
     """Write a frame; the same rows give the same bytes, whatever their order."""
     frame = frame.sort_values([column for column in ORDER if column in frame], ignore_index=True)
+    group = GROUP_ROWS if ORDER[0] in frame else KEYED_GROUP_ROWS
     alone = [column for column in UNIQUE if column in frame]
     frame.to_parquet(
-        file, compression="zstd", index=False, row_group_size=GROUP_ROWS,
+        file, compression="zstd", index=False, row_group_size=group,
         use_dictionary=[column for column in frame if column not in alone], column_encoding=dict.fromkeys(alone, "DELTA_BYTE_ARRAY"),
     )  # fmt: skip
 
