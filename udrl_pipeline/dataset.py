@@ -14,7 +14,7 @@ from udrl_pipeline.intents.asset import read_intents
 from udrl_pipeline.store.names import DATASET
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
-from udrl_pipeline.versioning import canonical, code_version, content_hash, rows_hash
+from udrl_pipeline.versioning import canonical, canonical_text, code_version, content_hash, rows_hash
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,9 @@ def content_of(frame: pd.DataFrame, edges: dict[str, list[float]]) -> str:
 
 
 def _canonical_values(column: pd.Series) -> list[str]:
-    """`canonical` of every value; a value that stands in a million rows is written once."""
+    """`canonical` of every value; a number that stands in a million rows is written once."""
+    if isinstance(column.dtype, pd.StringDtype):
+        return [canonical_text(text) for text in column.tolist()]
     values = column.to_numpy()
     floats = values.dtype == np.float64
     # by their bits: 0.0 and -0.0 are equal, but not written the same

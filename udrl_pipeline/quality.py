@@ -20,6 +20,7 @@ from udrl_pipeline import characters, rewards
 from udrl_pipeline.intents import normalise
 from udrl_pipeline.parts import by_parts
 from udrl_pipeline.settings import QualitySettings
+from udrl_pipeline.store.tables import in_order
 from udrl_pipeline.store.workspace import Expected, Quarantined
 from udrl_pipeline.tasks import Task
 from udrl_pipeline.usage import cores
@@ -65,11 +66,13 @@ def examine(frame: pd.DataFrame, tasks: Mapping[str, Task], first: str | None = 
     Jaccard similarity to an earlier row of the same idea. Of two rows that say the same one stays: that with the smaller value in the
     column `first`, if given; then the smaller key.
     """
-    frame = frame.sort_values([*filter(None, [first]), "row_key"], ignore_index=True)
+    earlier = [*filter(None, [first]), "row_key"]
+    frame = in_order(frame, ["intent_key", *earlier])
     banks = {name: _Bank(task) for name, task in tasks.items()}
     read = by_parts(frame[["task", "intent", "intent_key", "text"]], "intent_key", partial(_read, banks=banks), cores())
-    same = pd.DataFrame({"task": frame.task, "content": read.content}).duplicated() & (read.content != "")
-    read["similar"] = read.similar.mask(same, 1.0)
+    told = frame[["task", *earlier]].assign(content=read.content)
+    told = told[(told.content != "") & told.duplicated(["task", "content"], keep=False)].sort_values(earlier)
+    read.loc[told.index[told.duplicated(["task", "content"])], "similar"] = 1.0
     return frame.assign(**read.drop(columns="content"))
 
 

@@ -1,5 +1,6 @@
 """The tables of published versions: Parquet, in the order of ideas and keys, in groups small enough to find one row quickly."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,25 @@ UNIQUE = ("row_key",)
 
 def write_table(frame: "pd.DataFrame", file: Path) -> None:
     """Write a frame; the same rows give the same bytes, whatever their order."""
-    frame = frame.sort_values([column for column in ORDER if column in frame], ignore_index=True)
+    frame = in_order(frame, [column for column in ORDER if column in frame])
     group = GROUP_ROWS if ORDER[0] in frame else KEYED_GROUP_ROWS
     alone = [column for column in UNIQUE if column in frame]
     frame.to_parquet(
         file, compression="zstd", index=False, row_group_size=group,
         use_dictionary=[column for column in frame if column not in alone], column_encoding=dict.fromkeys(alone, "DELTA_BYTE_ARRAY"),
     )  # fmt: skip
+
+
+def in_order(frame: "pd.DataFrame", columns: Sequence[str]) -> "pd.DataFrame":
+    """The frame in the order of these columns. Most are already, and to see that takes a tenth of the time of sorting."""
+    import numpy as np
+
+    tied, falls = np.ones(max(len(frame) - 1, 0), dtype=bool), False
+    for column in columns:
+        values = frame[column].array
+        falls = falls or bool((tied & np.asarray(values[1:] < values[:-1])).any())
+        tied &= np.asarray(values[1:] == values[:-1])
+    return frame.sort_values(list(columns), ignore_index=True) if falls else frame.reset_index(drop=True)
 
 
 def holdings(folder: Path) -> list[tuple[str, str, int]]:
