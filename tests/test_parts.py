@@ -66,6 +66,23 @@ def test_an_error_in_a_part_is_told(many: pd.DataFrame) -> None:
         by_parts(many, "idea", fail, cores=2)
 
 
+def test_the_processes_do_not_import_the_program_that_runs(tmp_path: Path) -> None:
+    """A run's is Dagster, which takes seconds in each."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "print('imported as', __name__)\n"
+        "if __name__ == '__main__':\n"
+        "    import pandas as pd; import test_parts; from udrl_pipeline import parts\n"
+        "    parts.PART_ROWS = 1\n"
+        "    frame = pd.DataFrame({'idea': range(8), 'text': 'a'}).astype({'text': str})\n"
+        "    print(len(parts.by_parts(frame, 'idea', test_parts.numbered, cores=2)), 'rows by', __import__('__main__').__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, program], env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["imported as __main__", "8 rows by __main__"]
+
+
 def test_the_processes_end_with_one_that_is_killed() -> None:
     script = (
         "import pandas as pd; from udrl_pipeline import parts; import test_parts\n"

@@ -2,9 +2,12 @@
 
 import multiprocessing
 import os
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -27,7 +30,9 @@ def by_parts(frame: pd.DataFrame, together: str, work: Callable[[pd.DataFrame], 
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DuckDB's and torch's threads
     pool = ProcessPoolExecutor(min(cores, len(parts)), context, initializer=_end_with_the_parent)
     try:
-        return pd.concat(list(pool.map(work, parts))).reindex(frame.index)
+        with _no_program():  # the first part starts all processes
+            waited = [pool.submit(work, part) for part in parts]
+        return pd.concat([done.result() for done in waited]).reindex(frame.index)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -37,6 +42,17 @@ def _cut(frame: pd.DataFrame, together: str) -> Sequence[pd.DataFrame]:
     codes, values = pd.factorize(frame[together])
     part_of = codes * number // max(len(values), 1)
     return [frame[part_of == part] for part in np.unique(part_of)] or [frame]
+
+
+@contextmanager
+def _no_program() -> Iterator[None]:
+    """Let processes that are started meanwhile not import the program that runs here: that of a run brings Dagster, which takes seconds."""
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 def _end_with_the_parent() -> None:
