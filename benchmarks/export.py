@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/export.py [--student FOLDER] [--engines NAME ...] [--requests 20] [--out FILE]
 
 Each engine runs in a process of its own, one after the other, on all cores that the process may use. A request is one idea, commanded
-to write at least 32 tokens and stopped there; `guided` reads the uncommanded prompt beside it, as `udrl generate` does. The batch is
-32 of them at once. Through `generate`, so that tokenizing, drawing and everything else count, unless an engine cannot take part in
-our decoding (CTranslate2: no logits of a step with a cache), which is then timed bare and greedily. `teacher` is the default teacher
-in transformers with its three example pairs. Prints a table and writes JSON.
+to write at least 32 tokens and stopped there; `guided` reads the prompt without its quality and that without its idea beside it, as
+`udrl generate` does. The batch is 32 of them at once. Through `generate`, so that tokenizing, drawing and everything else count,
+unless an engine cannot take part in our decoding (CTranslate2: no logits of a step with a cache), which is then timed bare and
+greedily. `teacher` is the default teacher in transformers with its three example pairs. Prints a table and writes JSON.
 """
 
 import argparse
@@ -44,13 +44,14 @@ def of_student(student: Student) -> Write:
     def write(rows: int, guided: bool) -> tuple[float, float]:
         most = student.space.covered[task][1]
         commands = [Command(task, f"{IDEAS[n % len(IDEAS)]} {n}", most, student.space.quality_bins) for n in range(rows)]
-        options: dict[str, Any] = {**sampling, "guidance": 3.0 if guided else 1.0, "idea_guidance": 1.0, "max_new_tokens": TOKENS}
+        quality, idea = (3.0, student.space.idea_guidance) if guided else (1.0, 1.0)
+        options: dict[str, Any] = {**sampling, "guidance": quality, "idea_guidance": idea, "max_new_tokens": TOKENS}
         began = time.perf_counter()
         if rows > 1:
             made = student.generate(commands, **options, batch_rows=BATCH)
             assert all(one.tokens == TOKENS for one in made), [one.tokens for one in made]
             return 0.0, time.perf_counter() - began
-        batch = student.batch(commands, [5], options["guidance"], 1.0, 1.0, 2, TOKENS)
+        batch = student.batch(commands, [5], quality, 1.0, idea, 2, TOKENS)
         from udrl_pipeline.student.generation import Sampling
 
         drawn = Sampling(*(sampling[name] for name in ("temperature", "top_p", "min_p", "repetition_penalty")))
@@ -102,7 +103,7 @@ def ctranslate2_engine(folder: Path) -> tuple[Write, float]:
 
     def write(rows: int, guided: bool) -> tuple[float, float]:
         commands = [Command(student.space.tasks[0], f"{IDEAS[n % len(IDEAS)]} {n}", 40, 5) for n in range(rows)]
-        prompts = student.batch(commands, [0] * rows, 1.0, 1.0, None, 1).prompts * (2 if guided else 1)
+        prompts = student.batch(commands, [0] * rows, 1.0, 1.0, 1.0, None, 1).prompts * (3 if guided else 1)
         tokens = [student.tokenizer.convert_ids_to_tokens(prompt) for prompt in prompts]
         began = time.perf_counter()
         engine.generate_batch(tokens, max_length=TOKENS, min_length=TOKENS, include_prompt_in_result=False, sampling_topk=1)

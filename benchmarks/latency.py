@@ -128,11 +128,8 @@ def commands() -> list[Command]:
 
 def of_student(folder: Path, guidance: float) -> Subject:
     student, asked = load_student(folder), commands()
-    sampling: dict[str, Any] = settings.load().evaluation.sampling | {
-        "guidance": guidance,
-        "idea_guidance": 1.0,
-        "max_new_tokens": NEW_TOKENS,
-    }
+    guided: dict[str, Any] = {"guidance": guidance, "idea_guidance": None if guidance != 1 else 1.0}  # None: the student's own
+    sampling: dict[str, Any] = settings.load().evaluation.sampling | guided | {"max_new_tokens": NEW_TOKENS}
 
     def one(n: int) -> tuple[float, float]:
         began, first = time.perf_counter(), 0.0
