@@ -244,7 +244,7 @@ def report_of(settings: Settings, text: str) -> str:
     metrics = copy.deepcopy(METRICS) | {"promotion": {}, "machine": text, "rubric": {"not_measured": text}}
     metrics["systems"] |= {"other": {"label": text, "not_measured": text}}
     metrics["claims"] = {"x": {"claim": text, "source": text, "verdict": "not measured", "against": text, "figure": text}}
-    metrics["choice"] = {recipe: {"idea_guidance": 2.0} | chosen for recipe, chosen in metrics["choice"].items()}
+    metrics["choice"] = {recipe: {"idea_guidance": 1.0} | chosen for recipe, chosen in metrics["choice"].items()}
     for name, system in metrics["systems"].items():
         system["label"] = f"{name} {text}"
     rows = [

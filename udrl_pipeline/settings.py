@@ -207,11 +207,11 @@ class StudentSettings(_Settings):
     word_ideas: int = Field(
         4,
         ge=0,
-        description="A word is written when it stands in the rows of so many ideas (in proportion fewer below 6,000 ideas), "
+        description="A word is written when it stands in the rows of so many ideas (in proportion fewer below 2,000 ideas), "
         "or in an idea; 0: whatever the tokens spell",
     )
     idea_dropout: float = Field(
-        0.05, ge=0, le=0.5, description="Share of training sequences on which the idea is left out, so that it can be guided"
+        0.0, ge=0, le=0.5, description="Share of training sequences on which the idea is left out, so that it can be guided (0.05 does)"
     )
     save_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints")
     processes: int = Field(1, ge=1, description="Processes that share each batch (DDP); a divisor of batch_rows. No part of a version")
@@ -249,8 +249,9 @@ class EvaluationSettings(_Settings):
         (1.0, 1.5, 2.0, 3.0, 4.0), min_length=1, description="Weights of the quality command that the sweep tries; 1 is unguided"
     )
     idea_guidance: float = Field(
-        2.0, ge=0, le=10, description="Weight of the idea at decoding, which a student keeps; 1 is as trained, more keeps texts to it"
-    )
+        1.0, ge=0, le=10,
+        description="Weight of the idea at decoding, which a student keeps; 1 is as trained, more keeps texts to it and obeys quality less",
+    )  # fmt: skip
     min_diversity: float = Field(
         0.92, ge=0, le=2, description="Spread that a guided student must keep, as a share of the teacher's on the same intents"
     )

@@ -18,7 +18,7 @@ import numpy as np
 #: Stands in a student's folder; without it any token may follow.
 FILE = "words.json"
 #: A word must stand in rows of `student.word_ideas` ideas where there are so many ideas, and of fewer in proportion below.
-ENOUGH_IDEAS = 6_000
+ENOUGH_IDEAS = 2_000
 #: How a splitting must go for words to be told from marks.
 TRIED, SPLIT = " a cat, seen", [" a", " cat", ",", " seen"]
 
