@@ -57,6 +57,12 @@ def test_a_large_table_is_shared_out_and_gives_the_same(many: pd.DataFrame) -> N
     assert not any(psutil.pid_exists(process) for process in processes)
 
 
+def test_this_process_may_do_something_meanwhile(many: pd.DataFrame) -> None:
+    done: list[int] = []
+    by_parts(many, "idea", numbered, cores=2, meanwhile=lambda: done.append(os.getpid()))
+    assert done == [os.getpid()]
+
+
 def test_a_small_table_stays_in_this_process(many: pd.DataFrame) -> None:
     assert set(by_parts(many.head(30), "idea", who, cores=2).process) == {os.getpid()}
 

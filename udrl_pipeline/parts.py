@@ -1,5 +1,6 @@
 """Work on a large table in several processes of this machine, part by part."""
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -17,22 +18,30 @@ PART_ROWS = 50_000
 FEW_PARTS = 3
 
 
-def by_parts(frame: pd.DataFrame, together: str, work: Callable[[pd.DataFrame], pd.DataFrame], cores: int) -> pd.DataFrame:
+def by_parts(
+    frame: pd.DataFrame,
+    together: str,
+    work: Callable[[pd.DataFrame], pd.DataFrame],
+    cores: int,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> pd.DataFrame:
     """`work` on all rows, in the order of the frame, whatever the number of cores.
 
     Args:
         together: Rows with one value in this column come to `work` together, in their order.
         work: Gives a table with the index of its rows; must be picklable.
+        meanwhile: What this process does while others work, if they do.
     """
     parts = _cut(frame, together)
     if len(parts) <= FEW_PARTS or cores == 1:
-        return pd.concat([work(part) for part in parts]).reindex(frame.index)
+        return _joined([work(part) for part in parts], frame.index)
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DuckDB's and torch's threads
     pool = ProcessPoolExecutor(min(cores, len(parts)), context, initializer=_end_with_the_parent)
     try:
         with _no_program():  # the first part starts all processes
             waited = [pool.submit(work, part) for part in parts]
-        return pd.concat([done.result() for done in waited]).reindex(frame.index)
+        meanwhile()
+        return _joined([done.result() for done in waited], frame.index)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -41,7 +50,15 @@ def _cut(frame: pd.DataFrame, together: str) -> Sequence[pd.DataFrame]:
     number = max(1, -(-len(frame) // PART_ROWS))
     codes, values = pd.factorize(frame[together])
     part_of = codes * number // max(len(values), 1)
-    return [frame[part_of == part] for part in np.unique(part_of)] or [frame]
+    if (part_of[1:] >= part_of[:-1]).all():  # as most are: a slice copies nothing
+        ends = np.searchsorted(part_of, range(number + 1))
+        return [frame.iloc[start:end] for start, end in itertools.pairwise(ends) if start < end] or [frame]
+    return [frame[part_of == part] for part in np.unique(part_of)]
+
+
+def _joined(made: Sequence[pd.DataFrame], index: pd.Index) -> pd.DataFrame:
+    joined = pd.concat(made)
+    return joined if joined.index.equals(index) else joined.reindex(index)
 
 
 @contextmanager

@@ -69,7 +69,8 @@ def examine(frame: pd.DataFrame, tasks: Mapping[str, Task], first: str | None = 
     earlier = [*filter(None, [first]), "row_key"]
     frame = in_order(frame, ["intent_key", *earlier])
     banks = {name: _Bank(task) for name, task in tasks.items()}
-    read = by_parts(frame[["task", "intent", "intent_key", "text"]], "intent_key", partial(_read, banks=banks), cores())
+    texts = frame[["task", "intent", "intent_key", "text"]]
+    read = by_parts(texts, "intent_key", partial(_read, banks=banks), cores(), meanwhile=_expectations)  # whose import takes seconds
     told = frame[["task", *earlier]].assign(content=read.content)
     told = told[(told.content != "") & told.duplicated(["task", "content"], keep=False)].sort_values(earlier)
     read.loc[told.index[told.duplicated(["task", "content"])], "similar"] = 1.0
