@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from udrl_pipeline.audit.book import Book, Key
@@ -59,13 +60,15 @@ def impact_of_intent(workspace: Workspace, text: str) -> Impact:
 
 def _of_rows(workspace: Workspace, what: str, condition: str, value: str, remedy: str) -> Impact:
     rows, book = rows_where(workspace, condition, value), Book(workspace)
-    ideas = intents_holding(workspace, book, value) if condition == BY_INTENT else []
+    with ThreadPoolExecutor(1) as beside:
+        holding = beside.submit(intents_holding, workspace, book, value) if condition == BY_INTENT else None
+        where = standing(workspace, book, rows)
+    ideas = holding.result() if holding else []
     if not rows and not ideas:
         subject = subject_of(value) if condition == BY_INTENT else value
         stones = [stone for stone in workspace.tombstones() if stone.subject == subject]
         gone = f" any more: tombstone {stones[-1].number}, {stones[-1].reason}" if stones else ""
         raise UdrlError(f"there is no {what}{gone}", where=workspace.database.where, remedy=remedy)
-    where = standing(workspace, book, rows)
     found = {key: Touched(book.versions[key], "holds the idea") for key in ideas}
     found |= {key: Touched(book.versions[key], _held(held)) for key, held in where.tables.items()}
     for asset, version, _, reason in set_aside(workspace, list(rows)):
