@@ -29,7 +29,8 @@ def by_parts(
 
     Args:
         together: Rows with one value in this column come to `work` together, in their order.
-        work: Gives a table with the index of its rows; must be picklable.
+        work: Gives a table with the index of its rows; must be picklable, and not of the program that runs, which the
+            others do not import.
         meanwhile: What this process does while others work, if they do.
     """
     parts = _cut(frame, together)

@@ -60,7 +60,8 @@ MARKER = r"(?i)(?:^|[\n.;] *)(?:prompt|idea|words|query|description|assistant|us
 
 
 def examine(frame: pd.DataFrame, tasks: Mapping[str, Task], first: str | None = None) -> pd.DataFrame:
-    """Add the columns that row expectations look at. `frame` has row_key, task, intent, intent_key, text, finish_reason.
+    """Add the columns that row expectations look at, and put the rows in the order of their ideas. `frame` has row_key, task, intent,
+    intent_key, text, finish_reason.
 
     `similar` is how much an earlier row of the task says the same: 1 where it has the same content words in any order, else the largest
     Jaccard similarity to an earlier row of the same idea. Of two rows that say the same one stays: that with the smaller value in the
