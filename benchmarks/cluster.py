@@ -114,10 +114,9 @@ def train(processes: int, steps: int, artifacts: str) -> dict[str, Any]:
     student, recipe, train_rows = chosen.student, RECIPES["udrl"], rows[rows.split == "train"]
     space = CommandSpace.measure(train_rows, made.facts["edges"], chosen.commands)
     start = initialise(chosen, space, sorted({*train_rows.intent, *train_rows.text}))
-    sequences = training_order(
-        train_rows, space, recipe, start.tokenizer, passes=1.0, batch_rows=student.batch_rows, dropout=chosen.commands.dropout,
-        idea_dropout=student.idea_dropout, seed=student.seed, max_tokens=student.max_tokens,
-    )[: steps * student.batch_rows]  # fmt: skip
+    sequences = training_order(train_rows, space, recipe, start.tokenizer, student, passes=1.0, dropout=chosen.commands.dropout)[
+        : steps * student.batch_rows
+    ]
     held_out = training.validation_sequences(rows[rows.split == "validation"], space, recipe, start.tokenizer, student.max_tokens)
     with tempfile.TemporaryDirectory() as scratch:
         curve, speed, _ = training.run_trainer(start, sequences, held_out, chosen, Path(scratch), "udrl")

@@ -113,8 +113,8 @@ def measure(line: Line, bench: Bench) -> dict[str, Any]:
     start = initialise(options, space, sorted({*train.intent, *train.text}))
     steps = round(bench.steps * (len(line.tasks) / bench.rows.task.nunique() if line.tasks else 1))
     sequences = training_order(
-        train, space, RECIPES["udrl"], start.tokenizer, passes=steps * student.batch_rows / len(train), batch_rows=student.batch_rows,
-        dropout=options.commands.dropout, idea_dropout=student.idea_dropout, seed=student.seed, max_tokens=student.max_tokens,
+        train, space, RECIPES["udrl"], start.tokenizer, student, passes=steps * student.batch_rows / len(train),
+        dropout=options.commands.dropout,
     )  # fmt: skip
     held_out = training.validation_sequences(validation, space, RECIPES["udrl"], start.tokenizer, student.max_tokens)
     began = time.perf_counter()

@@ -90,10 +90,8 @@ def training_rows(folder: Path, rows: int) -> Found:
     def work() -> None:
         start = initialise(workspace.settings, space, sorted({*train.intent, *train.text}))
         ordered = training_order(
-            train, space, RECIPES["udrl"], start.tokenizer, passes=1, batch_rows=options.batch_rows,
-            dropout=workspace.settings.commands.dropout, idea_dropout=options.idea_dropout, seed=options.seed,
-            max_tokens=options.max_tokens,
-        )  # fmt: skip
+            train, space, RECIPES["udrl"], start.tokenizer, options, passes=1, dropout=workspace.settings.commands.dropout
+        )
         kept.append([sequence.features() for sequence in ordered])
 
     kept: list[object] = []

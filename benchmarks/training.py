@@ -57,9 +57,8 @@ def train(table: str, name: str, steps: int) -> dict[str, float]:
     start = initialise(options, space, sorted({*train_rows.intent, *train_rows.text}))
     student = options.student
     sequences = training_order(
-        train_rows, space, recipe, start.tokenizer, passes=student.epochs, batch_rows=student.batch_rows,
-        dropout=options.commands.dropout, idea_dropout=student.idea_dropout, seed=student.seed, max_tokens=student.max_tokens,
-    )[: steps * student.batch_rows]  # fmt: skip
+        train_rows, space, recipe, start.tokenizer, student, passes=student.epochs, dropout=options.commands.dropout
+    )[: steps * student.batch_rows]
     if table == "attention":
         start.model.set_attn_implementation = lambda _: type(start.model).set_attn_implementation(start.model, name)
     with tempfile.TemporaryDirectory() as scratch:

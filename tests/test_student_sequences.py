@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_commands import SPACE
 from udrl_pipeline.characters import CONTROL_TOKEN
 from udrl_pipeline.commands import Command
+from udrl_pipeline.settings import StudentSettings
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.student.sequences import IGNORED, TrainingSequence, collate, drop_out, encode, encode_prompts, training_order
 from udrl_pipeline.student.vocabulary import train_bpe
@@ -35,8 +36,9 @@ def tokenizer():  # type: ignore[no-untyped-def]
 
 
 def order(tokenizer, rows: pd.DataFrame = ROWS, **changed):  # type: ignore[no-untyped-def]
-    options = {"passes": 1.0, "batch_rows": 4, "dropout": 0.1, "idea_dropout": 0.0, "seed": 3, "max_tokens": 128, **changed}
-    return training_order(rows, SPACE, RECIPES[options.pop("recipe", "udrl")], tokenizer, **options)
+    recipe, passes, dropout = (changed.pop(name, usual) for name, usual in (("recipe", "udrl"), ("passes", 1.0), ("dropout", 0.1)))
+    options = StudentSettings(**{"batch_rows": 4, "seed": 3, **changed})
+    return training_order(rows, SPACE, RECIPES[recipe], tokenizer, options, passes=passes, dropout=dropout)
 
 
 def test_the_loss_counts_the_text_and_its_end_but_not_the_prompt(tokenizer) -> None:  # type: ignore[no-untyped-def]
@@ -130,6 +132,20 @@ def test_each_condition_is_dropped_by_itself_on_its_share_of_rows() -> None:
 def test_every_recipe_sees_the_task_without_its_idea_on_the_share_of_rows_that_is_asked(tokenizer, recipe: str) -> None:  # type: ignore[no-untyped-def]
     prompts = [tokenizer.decode(s.prompt) for s in order(tokenizer, recipe=recipe, passes=20, idea_dropout=0.3)]
     assert sum("idea" not in prompt for prompt in prompts) / len(prompts) == pytest.approx(0.3, abs=0.07)
+
+
+def test_on_the_share_of_rows_that_is_asked_idea_and_text_have_another_word_in_common(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    subjects = ["heron", "otter", "zebra"] * 40
+    rows = pd.DataFrame(
+        [(f"key{n}", "image", f"{s} {n}", f"A {s} rests", 3, 1 + n % 5, 1.0) for n, s in enumerate(subjects)],
+        columns=[*ROWS.columns],
+    ).assign(text=lambda rows: rows.text.mask(rows.index >= 12, "Fog on the bay"))  # else the words would be too common to be touched
+    subject = dict(zip(rows.row_key, subjects, strict=True))
+    found = order(tokenizer, rows.head(12 + 100), passes=20, dropout=0.0, swapped_words=0.3)
+    texts = [(subject[s.row_key], tokenizer.decode(s.prompt), tokenizer.decode(s.answer)) for s in found if int(s.row_key[3:]) < 12]
+    swapped = [(prompt, text) for word, prompt, text in texts if word not in text]
+    assert len(swapped) / len(texts) == pytest.approx(0.3 * 2 / 3, abs=0.07)  # one of three draws puts the word's own in
+    assert all(sum(word in prompt and word in text for word in ("heron", "otter", "zebra")) == 1 for prompt, text in swapped)
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=5))

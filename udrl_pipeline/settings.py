@@ -213,6 +213,10 @@ class StudentSettings(_Settings):
     idea_dropout: float = Field(
         0.0, ge=0, le=0.5, description="Share of training sequences on which the idea is left out, so that it can be guided (0.05 does)"
     )
+    swapped_words: float = Field(
+        0.0, ge=0, le=1,
+        description="Share of training sequences on which a word that idea and text hold is another, so that unseen words are taken over",
+    )  # fmt: skip
     save_every: int = Field(100, ge=1, description="Optimiser steps between two checkpoints")
     processes: int = Field(1, ge=1, description="Processes that share each batch (DDP); a divisor of batch_rows. No part of a version")
     cluster: Cluster = None

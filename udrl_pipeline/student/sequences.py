@@ -1,4 +1,5 @@
-"""Rows -> token sequences in the order in which they are trained on. Rendering is the augmentation: dropout is drawn here."""
+"""Rows -> token sequences in the order in which they are trained on. Rendering is the augmentation: what is left out or swapped is
+drawn here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from udrl_pipeline.commands import Command, CommandSpace, achieved, render_answer, spaced
+from udrl_pipeline.settings import StudentSettings
 from udrl_pipeline.student.recipes import Recipe
+from udrl_pipeline.student.swapping import Words
 from udrl_pipeline.versioning import unit_draw
 
 #: Batches whose rows are sorted by length together, so that little is padded while batches stay mixed.
@@ -67,17 +70,7 @@ def words_only(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def training_order(
-    rows: pd.DataFrame,
-    space: CommandSpace,
-    recipe: Recipe,
-    tokenizer: Any,
-    *,
-    passes: float,
-    batch_rows: int,
-    dropout: float,
-    idea_dropout: float,
-    seed: int,
-    max_tokens: int,
+    rows: pd.DataFrame, space: CommandSpace, recipe: Recipe, tokenizer: Any, options: StudentSettings, *, passes: float, dropout: float
 ) -> list[TrainingSequence]:
     """The sequences of a whole training run, in order: each pass shuffled by the rows' own keys, then bucketed by length.
 
@@ -86,24 +79,32 @@ def training_order(
 
     Args:
         rows: Training rows with row_key, task, intent, text, words, quality, reward.
+        options: Of which batch_rows, idea_dropout, swapped_words, seed and max_tokens count here.
         passes: How often a row is seen on average; 1.5 sees every row of an even recipe once and half of them twice.
     """
     commands = dict(zip(rows.row_key, achieved(rows, space), strict=True))
     texts = dict(zip(rows.row_key, rows.text, strict=True))
-    chosen: list[Command] = []
+    swappable = Words.of(rows) if options.swapped_words else None
     ordered: list[str] = []
+    rendered: list[tuple[Command, str]] = []
     weights = recipe.weigh(rows)
     copies = dict(zip(rows.row_key, weights / weights.mean(), strict=True))
     wanted = max(1, round(passes * len(rows)))
-    turn = 0
+    turn, seed = 0, options.seed
     while len(ordered) < wanted:
         draws = [(turn, key, *([copy] if copy else [])) for key in copies for copy in range(_whole(copies[key], seed, turn, key))]
         draws = sorted(draws, key=lambda draw: unit_draw("order", seed, *draw))[: wanted - len(ordered)]
         ordered += [key for _, key, *_ in draws]
-        chosen += [drop_out(commands[draw[1]], recipe, dropout, idea_dropout, seed, *draw) for draw in draws]
+        for draw in draws:
+            command, text = commands[draw[1]], texts[draw[1]]
+            if swappable and unit_draw("swap", seed, *draw) < options.swapped_words:
+                intent, text = swappable.swap(command.intent, text, seed, *draw)
+                command = replace(command, intent=intent)
+            rendered.append((drop_out(command, recipe, dropout, options.idea_dropout, seed, *draw), text))
         turn += 1
-    sequences = encode(tokenizer, space, chosen, [texts[key] for key in ordered], ordered, max_tokens)
-    return _bucketed(sequences, batch_rows, seed)
+    chosen, answers = [command for command, _ in rendered], [text for _, text in rendered]
+    sequences = encode(tokenizer, space, chosen, answers, ordered, options.max_tokens)
+    return _bucketed(sequences, options.batch_rows, seed)
 
 
 def _whole(copies: float, *draw: Any) -> int:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 SOURCES = (
     "commands.py", "student/training.py", "student/trainer.py", "student/sequences.py", "student/initialise.py", "student/vocabulary.py",
     "student/optimiser.py", "student/generation.py", "student/decoding.py", "student/sweep.py", "student/recipes.py", "student/recorded.py",
-    "student/lexicon.py",
+    "student/lexicon.py", "student/swapping.py",
 )  # fmt: skip
 #: The settings of the sweep that says what `best` means.
 SWEPT_BY = {"sweep_intents", "guidance", "idea_guidance", "min_diversity", "temperature", "top_p", "min_p", "repetition_penalty", "seed"}
@@ -204,10 +204,8 @@ def _train(
         start = initialise(settings, space, sorted({*train.intent, *train.text}))
     options = settings.student
     sequences = training_order(
-        train, space, recipe, start.tokenizer, passes=_passes(settings, recipe, previous),
-        batch_rows=options.batch_rows, dropout=settings.commands.dropout, idea_dropout=options.idea_dropout, seed=options.seed,
-        max_tokens=options.max_tokens,
-    )  # fmt: skip
+        train, space, recipe, start.tokenizer, options, passes=_passes(settings, recipe, previous), dropout=settings.commands.dropout
+    )
     if options.max_steps:
         sequences = sequences[: options.max_steps * options.batch_rows]
     held_out = validation_sequences(validation, space, recipe, start.tokenizer, options.max_tokens)
