@@ -194,7 +194,7 @@ def test_a_student_keeps_how_hard_it_presses_the_idea_and_is_another_where_that_
 ) -> None:
     made = training.build(workspace, recipe)
     space = CommandSpace.load(workspace.version_folder(made.asset, made.version))
-    assert (space.idea_guidance, made.facts["idea_guidance"], made.params["sweep"]["idea_guidance"]) == (1.0, 1.0, 1.0)
+    assert (space.idea_guidance, made.facts["idea_guidance"], made.params["sweep"]["idea_guidance"]) == (1.5, 1.5, 1.5)
     changed = Workspace(load({**TINY, "evaluation.idea_guidance": 3.0}))
     changed.begin_run()
     other = training.build(changed, recipe)
