@@ -147,7 +147,7 @@ def command(workspace: Workspace, params: Path) -> Callable[..., str]:
 
 def test_the_command_tells_rows_and_causes(command: Callable[..., str]) -> None:
     told = " ".join(command("v1", "v2").split())
-    assert "labeled_dataset v1 -> v2 (4 -> 4 rows)" in told
+    assert "labeled_dataset v1 -> v2 (4 rows -> 4 rows)" in told
     assert "setting rewards.gain 0.4 -> 0.6" in told
     assert "re-binned image teacher 1" in told
     assert "quality_before=2 quality_after=5" in told

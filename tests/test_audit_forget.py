@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -13,9 +13,12 @@ from click.testing import CliRunner
 from conftest import FakeEngine
 from test_audit_impact import put
 from udrl_pipeline import corpus, dataset
+from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.checkout import checkout
+from udrl_pipeline.audit.difference import difference
 from udrl_pipeline.audit.forget import Forgetting, forget_intent, forget_row
 from udrl_pipeline.audit.impact import impact_of_intent
+from udrl_pipeline.audit.losses import losses, size
 from udrl_pipeline.audit.verify import Fault, verify
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import StoreLocked, StudentError, UdrlError
@@ -162,6 +165,41 @@ def test_a_row_is_forgotten_without_its_idea(made: Workspace, start: Callable[..
     with again.database.reader() as connection:
         found = connection.execute("SELECT version, reason, text FROM quarantine WHERE item = ?", [row.row_key]).fetchall()
     assert found == [(again.parents("teacher_corpus")["teacher_corpus"], "forgotten", "")]
+
+
+def test_what_a_version_has_lost_since_it_was_made_is_told_wherever_it_is_shown(made: Workspace, store: Made, params: Path) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["audit", *arguments, "--params", str(params)])
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stdout.split())
+
+    before = pd.read_parquet(made.version_folder("labeled_dataset", store.dataset) / "rows.parquet")
+    forget_intent(made, IDEA, "its author asked")
+    kept = before[before.intent != IDEA]
+    parents = {"teacher_corpus": made.parents("teacher_corpus")["teacher_corpus"]}
+    after = put(made, "labeled_dataset", "later", parents, {"rows.parquet": kept})
+    version = made.find("labeled_dataset", store.dataset)
+    assert version
+    found = difference(made, version, after)
+    stone = made.tombstones()[0]
+    at = f"{stone.created_at.astimezone():%Y-%m-%d %H:%M}"
+    assert (found.rows, found.causes()) == ({}, [("tombstone", "1", f"took 3 rows out of {version.version}, {at}: its author asked")])
+    assert found.as_dict()["forgotten"] == [{"tombstone": 1, "version": version.version, "rows": 3, "reason": "its author asked"}]
+    assert "1 row, 3 forgotten since -> 1 row)" in run("diff", "labeled_dataset~1", "labeled_dataset")
+    assert "1 row, 3 forgotten since" in run("versions", "labeled_dataset")
+    assert "1 row, 3 forgotten since" in run("trace", version.version)
+    assert "3 forgotten since" in run("checkout", version.version, "--to", str(made.settings.root / "old"))
+    assert "evaluation_report r1" in run("versions", "evaluation_report")
+    assert "1 row, deleted since" in run("versions", "evaluation_report")
+
+
+def test_a_tombstone_from_before_rows_were_counted_is_told_without_their_number(made: Workspace, store: Made) -> None:
+    forget_intent(made, IDEA, "its author asked")
+    [stone] = made.tombstones()
+    old = replace(stone, files=tuple(file._replace(rows=None) for file in stone.files))
+    version = made.find("labeled_dataset", store.dataset)
+    assert version
+    assert size(version, losses(Book(made), [old])) == "1 row, some forgotten since"
 
 
 def test_an_import_leaves_it_out(made: Workspace, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from udrl_pipeline.errors import UdrlError
 if TYPE_CHECKING:
     from udrl_pipeline.audit.impact import Touched
     from udrl_pipeline.audit.lineage import RowTrace
+    from udrl_pipeline.audit.losses import Losses
     from udrl_pipeline.store.workspace import Version
 
 
@@ -56,7 +57,7 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
         return
     for entry in found:
         verdict = "  FAIL" if entry.version.verdict == "FAIL" else "  *" if entry.current else ""
-        click.echo(_line(0, entry.version) + verdict)
+        click.echo(_line(0, entry.version, entry.lost) + verdict)
         if entry.state:
             click.echo(f"  state    {'in use' if entry.state == 'current' else entry.state}")
         for parent, version in sorted(entry.version.parents.items()):
@@ -125,6 +126,7 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     """Tell what changed from version BEFORE to version AFTER of an asset, and why: settings, code, and what it was made from."""
     from udrl_pipeline.audit import resolve
     from udrl_pipeline.audit.difference import difference
+    from udrl_pipeline.audit.losses import size
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
@@ -132,7 +134,7 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     if as_json:
         click.echo(to_json(found.as_dict()))
         return
-    click.echo(f"{found.a.asset}  {found.a.version} -> {found.b.version}  ({found.a.rows:,} -> {found.b.rows:,} rows)")
+    click.echo(f"{found.a.asset}  {found.a.version} -> {found.b.version}  ({size(found.a, found.lost)} -> {size(found.b, found.lost)})")
     if causes := found.causes():
         cli_output.show_table(("why", "", "before -> after"), causes)
     if found.rows:
@@ -159,6 +161,7 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     """Follow VERSION up to the teacher's weights and the files of ideas, and down to the reports made from it."""
     from udrl_pipeline.audit import lineage, resolve
     from udrl_pipeline.audit.book import Book
+    from udrl_pipeline.audit.losses import losses
     from udrl_pipeline.audit.rows import rows_of
     from udrl_pipeline.store.workspace import Workspace
 
@@ -171,15 +174,15 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
         return
     start = resolve(workspace, version or "")
     up, down = lineage.upwards(book, start), lineage.downwards(book, start)
-    read = rows_of(workspace, start)
+    read, lost = rows_of(workspace, start), losses(book, workspace.tombstones())
     if as_json:
         trained_on = {"trained_on": dict(zip(read.row_key, read.times.tolist(), strict=True))} if read is not None else {}
         decided = lineage.decisions(workspace)
-        click.echo(to_json({"up": up.as_dict(decided), "down": down.as_dict(decided), **trained_on}))
+        click.echo(to_json({"up": up.as_dict(decided, lost), "down": down.as_dict(decided, lost), **trained_on}))
         return
     click.echo("made from")
     for depth, found, again in up.walk(1):
-        click.echo(_line(depth, found) + ("  (as above)" if again else ""))
+        click.echo(_line(depth, found, lost) + ("  (as above)" if again else ""))
         if again:
             continue
         for name, value in lineage.origin(found).items():
@@ -192,11 +195,13 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
         click.echo(cli_output.wrapped(f"{entry.created_at.astimezone():%Y-%m-%d %H:%M}  ", printable(told)))
     click.echo("used by" if down.next else "used by nothing")
     for depth, found, again in list(down.walk())[1:]:
-        click.echo(_line(depth, found) + ("  (as above)" if again else ""))
+        click.echo(_line(depth, found, lost) + ("  (as above)" if again else ""))
 
 
-def _line(depth: int, found: "Version") -> str:
-    return f"{'  ' * depth}{found.asset} {found.version}  {found.created_at.astimezone():%Y-%m-%d %H:%M}  {found.rows:,} rows"
+def _line(depth: int, found: "Version", lost: "Losses") -> str:
+    from udrl_pipeline.audit.losses import size
+
+    return f"{'  ' * depth}{found.asset} {found.version}  {found.created_at.astimezone():%Y-%m-%d %H:%M}  {size(found, lost)}"
 
 
 def _show_row(found: "RowTrace", as_json: bool) -> None:

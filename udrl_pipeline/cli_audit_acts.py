@@ -25,15 +25,20 @@ def audit_checkout(version: str, to: Path, as_json: bool, **chosen: Any) -> None
     """Write VERSION, all that it was made from and its settings to DIR: a project that trains from that version, not the newest."""
     from udrl_pipeline.audit import resolve
     from udrl_pipeline.audit.checkout import checkout
+    from udrl_pipeline.audit.losses import lost_rows, size
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
     made = checkout(workspace, resolve(workspace, version), to)
     if as_json:
-        versions = [{"asset": v.asset, "version": v.version, "rows": v.rows} for v in made.versions]
+        versions = [
+            {"asset": v.asset, "version": v.version, "rows": v.rows}
+            | ({"forgotten": lost_rows(v, made.lost)} if (v.asset, v.version) in made.lost else {})
+            for v in made.versions
+        ]
         click.echo(json.dumps({"folder": str(to), "versions": versions, "git_sha": made.git_sha, "git_dirty": made.git_dirty}))
         return
-    cli_output.show_table(("asset", "version", "rows"), [(v.asset, v.version, f"{v.rows:,}") for v in made.versions], right=("rows",))
+    cli_output.show_table(("asset", "version", "holds"), [(v.asset, v.version, size(v, made.lost)) for v in made.versions])
     if made.git_sha:
         dirty = ", with changes that were not committed" if made.git_dirty else ""
         click.echo(cli_output.wrapped("", f"made at git {made.git_sha}{dirty}: other code makes other versions"))

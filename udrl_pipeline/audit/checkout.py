@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.losses import Losses, losses
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.settings import Settings, load
 from udrl_pipeline.store.database import Connection, typed_errors
@@ -27,11 +28,13 @@ class Checkout:
 
     Attributes:
         versions: What it holds, in the order of the ledger; the last one was asked for.
+        lost: What tombstones have taken out of them; they come as they are now.
         git_sha: The commit at which the version was made; empty where it was made outside of git.
     """
 
     folder: Path
     versions: list[Version]
+    lost: Losses
     git_sha: str
     git_dirty: bool
 
@@ -67,7 +70,7 @@ def checkout(workspace: Workspace, version: Version, to: Path) -> Checkout:
             workspace.check_files(found.asset, found.version)
             shutil.copytree(workspace.version_folder(found.asset, found.version), there.version_folder(found.asset, found.version))
     _copy_ledger(workspace, there, chosen)
-    return Checkout(to, chosen, sha, dirty)
+    return Checkout(to, chosen, losses(book, workspace.tombstones()), sha, dirty)
 
 
 def _params(values: dict[str, Any], settings: Settings, version: Version) -> str:

@@ -107,15 +107,17 @@ def _needles(workspace: Workspace, keys: list[str], intent: str | None) -> list[
 def _rewritten(workspace: Workspace, asset: str, version: str, name: str, keys: list[str], subject: str) -> ForgottenFile:
     """Write a table without the rows aside; `_put_in_place` takes it from there."""
     file = workspace.version_folder(asset, version) / name
-    _write_aside(file, keys, subject)
-    return ForgottenFile(asset, version, name, file_sha256(file), file_sha256(_aside(file)))
+    rows = _write_aside(file, keys, subject)
+    return ForgottenFile(asset, version, name, file_sha256(file), file_sha256(_aside(file)), rows)
 
 
-def _write_aside(file: Path, keys: Sequence[str], subject: str) -> None:
+def _write_aside(file: Path, keys: Sequence[str], subject: str) -> int:
+    """Returns how many rows it does without."""
     frame = pd.read_parquet(file)
     gone = frame.intent_key.map(subject_of) == subject if file.name == INTENTS_FILE else frame.row_key.isin(keys)
     with typed_errors(file):
         write_table(frame[~gone].reset_index(drop=True), _aside(file))
+    return int(gone.sum())
 
 
 def _aside(file: Path) -> Path:

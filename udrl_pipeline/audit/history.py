@@ -1,11 +1,12 @@
 """Each version with the run that made it and what it was made differently from the one before it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.changes import Change, changed_settings
+from udrl_pipeline.audit.losses import Losses, losses, lost_rows
 from udrl_pipeline.store import promotions
 from udrl_pipeline.store.names import is_student
 from udrl_pipeline.store.promotions import Promotion, State
@@ -22,6 +23,7 @@ class Entry:
         before: The version of the asset that was made before it; None for the first.
         changes: Settings that differ from that version's, and `code` where its code does.
         state: How a student stands (current: in use); None of other assets.
+        lost: What tombstones have taken out of versions since they were made.
     """
 
     version: Version
@@ -31,6 +33,7 @@ class Entry:
     before: str | None
     changes: list[Change]
     state: State | None = None
+    lost: Losses = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         v = self.version
@@ -39,6 +42,7 @@ class Entry:
             "parents": v.parents, "run_id": v.run_id, "git_sha": self.git_sha, "git_dirty": self.git_dirty, "params": v.params,
             "code_version": v.code_version, "facts": v.facts, "files": v.files, "current": self.current, "before": self.before,
             **({"state": self.state} if self.state else {}),
+            **({"forgotten": lost_rows(v, self.lost)} if (v.asset, v.version) in self.lost else {}),
             "changes": [{"name": c.name, "before": c.before, "after": c.after} for c in self.changes],
         }  # fmt: skip
 
@@ -46,6 +50,7 @@ class Entry:
 def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
     """The entries of versions, in their order."""
     book, states = Book(workspace), promotions.states(workspace.promotions())
+    lost = losses(book, workspace.tombstones())
     with workspace.database.reader() as connection:
         runs = {run: (sha, dirty) for run, sha, dirty in connection.execute("SELECT run_id, git_sha, git_dirty FROM runs").fetchall()}
     before: dict[tuple[str, str], Version] = {}
@@ -60,6 +65,7 @@ def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
             earlier.version if (earlier := before.get((version.asset, version.version))) else None,
             _changes(earlier, version) if earlier else [],
             state_of(version, states),
+            lost,
         )
         for version in versions
     ]  # fmt: skip

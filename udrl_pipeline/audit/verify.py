@@ -10,6 +10,7 @@ import pandas as pd
 from udrl_pipeline import corpus, dataset, exploration, promotion
 from udrl_pipeline.audit import versions
 from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.losses import files_of
 from udrl_pipeline.errors import CorruptArtifact
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import content_of as content_of_intents
@@ -113,13 +114,11 @@ def _expected_files(book: Book, stones: list[Tombstone], version: Version) -> tu
     They are unknown (empty) where the version is from before the ledger had them.
     """
     expected, forgotten = dict(version.files), False
-    for stone in stones:
-        for file in stone.files:
-            if (file.asset, file.version) == (version.asset, version.version) and book.place(version) < stone.makings:
-                forgotten = True
-                expected.pop(file.file, None)
-                if file.after:
-                    expected[file.file] = file.after
+    for _, file in files_of(book, stones, version):
+        forgotten = True
+        expected.pop(file.file, None)
+        if file.after:
+            expected[file.file] = file.after
     return expected, forgotten
 
 

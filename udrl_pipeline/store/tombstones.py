@@ -14,13 +14,20 @@ Kind = Literal["intent", "row"]
 
 
 class ForgottenFile(NamedTuple):
-    """A published file that held what was forgotten, and its sha256 before and after; None: the file was deleted."""
+    """A published file that held what was forgotten.
+
+    Attributes:
+        before: Its sha256.
+        after: Its sha256 without it; None: the file was deleted.
+        rows: How many rows went; None in tombstones from before they were counted, and of a file that was deleted.
+    """
 
     asset: str
     version: str
     file: str
     before: str
     after: str | None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
