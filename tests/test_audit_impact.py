@@ -27,8 +27,8 @@ def put(workspace: Workspace, asset: str, version: str, parents: dict[str, str],
             frame.to_parquet(folder / name)
 
     return workspace.record(
-        asset, version=version, fingerprint=version, code_version="c", rows=1, params={}, parents=parents, write=write,
-        **({"facts": {}} | more),  # type: ignore[arg-type]
+        asset, version=version, fingerprint=version, code_version="c", rows=1, parents=parents, write=write,
+        **({"facts": {}, "params": {}} | more),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Has anybody touched it? Every folder against its manifest, every manifest against the ledger, and the ledger against its seals."""
+"""Has anybody touched it? Every folder against its manifest, every manifest against the ledger, the store's rows against the newest
+versions, and the ledger against its seals."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,13 +12,14 @@ from udrl_pipeline import corpus, dataset, exploration, promotion
 from udrl_pipeline.audit import versions
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.losses import files_of
+from udrl_pipeline.audit.stored import stored_otherwise
 from udrl_pipeline.errors import CorruptArtifact
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import content_of as content_of_intents
 from udrl_pipeline.store import promotions, tombstones
 from udrl_pipeline.store.database import Connection
 from udrl_pipeline.store.names import EXPORTS, INTENTS_FILE, ROWS_FILE, STUDENTS
-from udrl_pipeline.store.seals import chain
+from udrl_pipeline.store.seals import chain, edited_runs
 from udrl_pipeline.store.tables import holdings
 from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
@@ -53,12 +55,15 @@ def verify(workspace: Workspace, only: Version | None = None) -> list[Fault]:
     """Everything that was changed since it was made; empty if nothing was.
 
     Args:
-        only: Look at this version alone, and not at the ledger's chain.
+        only: Look at this version alone, and neither at the ledger's chain nor at the store's rows.
     """
     book, stones = Book(workspace), workspace.tombstones()
     known = [only] if only else versions(workspace)
     faults = [Fault(v.asset, v.version, what) for v in known if v.verdict == "PASS" for what in _faults(workspace, book, stones, v)]
-    return faults if only else [*faults, *_ledger(workspace), *_orphans(workspace, known), *_published_orphans(workspace, known)]
+    if only:
+        return faults
+    stored = [Fault(v.asset, v.version, what) for v, what in stored_otherwise(workspace, {(f.asset, f.version) for f in faults})]
+    return [*faults, *stored, *_ledger(workspace), *_orphans(workspace, known), *_published_orphans(workspace, known)]
 
 
 def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: Version) -> Iterator[str]:
@@ -131,6 +136,8 @@ def _ledger(workspace: Workspace) -> Iterator[Fault]:
             sealed = True
             if row.seal != row.expected:
                 yield Fault(row.asset, row.version, "its row in the ledger, or the one before it, was edited, removed or slipped in")
+        for run in edited_runs(connection):
+            yield Fault("runs", run, "its row in the ledger was edited")
         for table, edited in (("tombstones", tombstones.edited), ("promotions", promotions.edited)):
             for number in edited(connection):
                 yield Fault(table, str(number), "its row in the ledger, or the one before it, was edited, removed or slipped in")

@@ -25,7 +25,7 @@ from udrl_pipeline.store.database import Connection, Database, typed_errors
 from udrl_pipeline.store.postgres import PostgresDatabase
 from udrl_pipeline.store.promotions import Promotion
 from udrl_pipeline.store.remote import Remote
-from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
+from udrl_pipeline.store.seals import COLUMNS, RUN_COLUMNS, last_seal, seal, seal_of_run
 from udrl_pipeline.store.tables import holdings
 from udrl_pipeline.store.tombstones import Forgotten, Tombstone
 from udrl_pipeline.tasks import Task, load_tasks
@@ -356,17 +356,10 @@ class Workspace:
         packages = {name: found for name in PACKAGES if (found := _installed(name))}
         host = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version(), "cores": os.cpu_count()}
         with self.database.writer() as connection:
+            row = [self.run_id, datetime.now(UTC), git["sha"], git["dirty"], self.settings.model_dump_json(), canonical(packages),
+                   canonical(host)]  # fmt: skip
             connection.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                [
-                    self.run_id,
-                    datetime.now(UTC),
-                    git["sha"],
-                    git["dirty"],
-                    self.settings.model_dump_json(),
-                    canonical(packages),
-                    canonical(host),
-                ],
+                f"INSERT INTO runs ({RUN_COLUMNS}, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", [*row, seal_of_run(row)]
             )
 
     def expectations(self, asset: str, version: str) -> list[Expected]:
