@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from udrl_pipeline.audit.changes import Change
 from udrl_pipeline.audit.difference import difference
 from udrl_pipeline.cli import main
-from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.errors import CorruptArtifact, UdrlError
 from udrl_pipeline.store.workspace import Version, Workspace
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -117,6 +117,15 @@ def test_files_that_are_gone_are_a_typed_error(workspace: Workspace) -> None:
     one, two = record(workspace, ROWS, "v1"), record(workspace, changed(quality=5), "v2")
     (workspace.version_folder("labeled_dataset", "v1") / "rows.parquet").unlink()
     with pytest.raises(UdrlError, match="the files of labeled_dataset v1 are gone"):
+        difference(workspace, one, two)
+
+
+def test_a_table_that_cannot_be_read_is_a_typed_error_that_names_it(workspace: Workspace) -> None:
+    one, two = record(workspace, ROWS, "v1"), record(workspace, changed(quality=5), "v2")
+    file = workspace.version_folder("labeled_dataset", "v2") / "rows.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    with pytest.raises(CorruptArtifact, match=r"v2: files differ from the manifest: rows.parquet \(changed\)(.|\n)*udrl audit verify"):
         difference(workspace, one, two)
 
 

@@ -12,7 +12,7 @@ from conftest import FakeEngine
 from udrl_pipeline import corpus
 from udrl_pipeline.audit.impact import Impact, impact_of_intent, impact_of_row, impact_of_run, impact_of_source
 from udrl_pipeline.cli import main
-from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.errors import CorruptArtifact, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.names import SEEN_FILE
@@ -100,6 +100,16 @@ def test_a_row_that_was_set_aside_reached_no_student(workspace: Workspace) -> No
     assert not [
         touched for touched in impact_of_row(workspace, rows.row_key[0]).touched if touched.learned and touched.version.version == "s1"
     ]
+
+
+def test_a_table_that_cannot_be_read_is_a_typed_error_and_one_that_is_gone_is_told(workspace: Workspace) -> None:
+    key = first_rows(workspace).row_key.iloc[0]
+    file = workspace.version_folder("labeled_dataset", "d2") / "rows.parquet"
+    file.write_bytes(bytes(500))
+    with pytest.raises(CorruptArtifact, match=r"d2: files differ from the manifest: rows.parquet \(changed\)(.|\n)*udrl audit verify"):
+        impact_of_row(workspace, key)
+    file.unlink()
+    assert dict(told(impact_of_row(workspace, key)))["d2"] == "its table is gone: whether it holds them is not known"
 
 
 def test_an_idea_leads_to_the_ideas_the_rows_and_all_that_was_made_from_them(workspace: Workspace) -> None:

@@ -9,6 +9,7 @@ import duckdb
 
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.changes import Change, changed_settings
+from udrl_pipeline.audit.damage import damage_named
 from udrl_pipeline.audit.losses import Losses, losses
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.tombstones import Tombstone
@@ -101,6 +102,7 @@ def difference(workspace: Workspace, a: Version, b: Version) -> Difference:
 
     Raises:
         UdrlError: They are versions of different assets, or the files of one are gone.
+        CorruptArtifact: A table cannot be read.
     """
     if a.asset != b.asset:
         raise UdrlError(
@@ -108,7 +110,8 @@ def difference(workspace: Workspace, a: Version, b: Version) -> Difference:
             where="udrl audit diff",
             remedy="name two versions of one asset; `udrl audit trace` shows what each was made from",
         )
-    rows, samples = _rows(workspace, a, b) if a.asset in TABLES else ({}, {})
+    with damage_named(workspace, [(a.asset, a.version), (b.asset, b.version)]):
+        rows, samples = _rows(workspace, a, b) if a.asset in TABLES else ({}, {})
     lost = losses(Book(workspace), workspace.tombstones())
     names = sorted(a.parents.keys() | b.parents.keys())
     parents = {name: (a.parents.get(name), b.parents.get(name)) for name in names}

@@ -15,6 +15,7 @@ import pandas as pd
 
 from udrl_pipeline import corpus
 from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.damage import damage_named
 from udrl_pipeline.audit.impact import Touched, touched_by
 from udrl_pipeline.audit.rows import intents_holding, rows_where, standing
 from udrl_pipeline.errors import UdrlError
@@ -107,7 +108,8 @@ def _needles(workspace: Workspace, keys: list[str], intent: str | None) -> list[
 def _rewritten(workspace: Workspace, asset: str, version: str, name: str, keys: list[str], subject: str) -> ForgottenFile:
     """Write a table without the rows aside; `_put_in_place` takes it from there."""
     file = workspace.version_folder(asset, version) / name
-    rows = _write_aside(file, keys, subject)
+    with damage_named(workspace, [(asset, version)]):
+        rows = _write_aside(file, keys, subject)
     return ForgottenFile(asset, version, name, file_sha256(file), file_sha256(_aside(file)), rows)
 
 

@@ -71,6 +71,7 @@ def _of_rows(workspace: Workspace, what: str, condition: str, value: str, remedy
         raise UdrlError(f"there is no {what}{gone}", where=workspace.database.where, remedy=remedy)
     found = {key: Touched(book.versions[key], "holds the idea") for key in ideas}
     found |= {key: Touched(book.versions[key], _held(held)) for key, held in where.tables.items()}
+    found |= {key: Touched(book.versions[key], "its table is gone: whether it holds them is not known") for key in where.unknown}
     for asset, version, _, reason in set_aside(workspace, list(rows)):
         if (asset, version) in book.versions:
             found.setdefault((asset, version), Touched(book.versions[asset, version], f"set aside: {reason}"))

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from udrl_pipeline.audit.book import Book, Key
+from udrl_pipeline.audit.damage import damage_named
 from udrl_pipeline.store.names import CORPUS, DATASET, EXPLORED, INTENTS, INTENTS_FILE, ROW_COLUMNS, ROWS_FILE, SEEN_FILE, STUDENTS
 from udrl_pipeline.store.workspace import Version, Workspace
 
@@ -32,10 +33,12 @@ class Standing:
     Attributes:
         tables: The versions of tables that hold any, the oldest first: row_key and the columns of `TOLD`.
         times: The students whose own training read any, and how often it did.
+        unknown: The versions whose table is gone, so that nobody can tell.
     """
 
     tables: dict[Key, Rows]
     times: dict[Key, int]
+    unknown: list[Key] = field(default_factory=list)
 
 
 def standing(workspace: Workspace, book: Book, rows: Mapping[str, str]) -> Standing:
@@ -59,7 +62,11 @@ def standing(workspace: Workspace, book: Book, rows: Mapping[str, str]) -> Stand
         seen = threads.submit(students)
         found = {key: rows for of_asset in threads.map(tables, TOLD) for key, rows in of_asset.items()}
     times = {key: sum(row["times"] for row in rows) for key, rows in seen.result().items()}
-    return Standing({key: found[key] for key in book.versions if key in found}, times)
+    unknown = [
+        key for key, made in book.versions.items()
+        if key[0] in TOLD and made.verdict == "PASS" and not (workspace.version_folder(*key) / ROWS_FILE).exists()
+    ]  # fmt: skip
+    return Standing({key: found[key] for key in book.versions if key in found}, times, unknown)
 
 
 def rows_where(workspace: Workspace, condition: str, value: str) -> dict[str, str]:
@@ -97,7 +104,8 @@ def rows_of(workspace: Workspace, student: Version) -> "pd.DataFrame | None":
         return None
     import pandas as pd
 
-    return pd.read_parquet(file)
+    with damage_named(workspace, [(student.asset, student.version)]):
+        return pd.read_parquet(file)
 
 
 def _look_up(
@@ -108,7 +116,7 @@ def _look_up(
     if not files or not all(wanted.values()):
         return {}
     conditions = " AND ".join(f"{column} IN ({', '.join('?' * len(values))})" for column, values in wanted.items())
-    with duckdb.connect() as connection:
+    with damage_named(workspace, files.values()), duckdb.connect() as connection:
         found = connection.execute(
             f"SELECT filename, {', '.join(columns)} FROM read_parquet(?, filename = true) WHERE {conditions} ORDER BY ALL",
             [list(files), *(value for values in wanted.values() for value in values)],
