@@ -95,6 +95,9 @@ def test_a_version_that_was_touched_or_did_not_pass_is_not_given_out(made: Works
     (made.version_folder("teacher_corpus", version.version) / "rows.parquet").unlink()
     with pytest.raises(CorruptArtifact, match=r"rows.parquet \(missing\)"):
         checkout(made, version, tmp_path / "old")
+    assert not (tmp_path / "old").exists()
+    older = next(v for v in made.ledger() if v.asset == "teacher_corpus")
+    checkout(made, older, tmp_path / "old")  # the same folder, now that it can be done
     failed = made.record(
         "labeled_dataset", version="bad", fingerprint="f", code_version="c", rows=0, params={}, parents={}, facts={},
         write=lambda folder: None, expectations=[Expected("length", False, True, {})],

@@ -53,7 +53,6 @@ def audit_checkout(version: str, to: Path, as_json: bool, **chosen: Any) -> None
 def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) -> None:
     """Write the ledger for other catalogues: OpenLineage events, one a line, or one JSON object."""
     from udrl_pipeline.audit import export
-    from udrl_pipeline.store.database import typed_errors
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
@@ -64,8 +63,10 @@ def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) 
     if output is None:
         click.echo("\n".join(lines))
         return
-    with typed_errors(output):
+    try:
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UdrlError(f"cannot be written ({error.strerror})", where=str(output), remedy="name another --output") from error
     click.echo(f"{len(lines):,} line{'s' if len(lines) != 1 else ''} in {output}")
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,29 @@ def checkout(workspace: Workspace, version: Version, to: Path) -> Checkout:
             where="udrl audit checkout",
             remedy="`udrl audit versions` shows each version's verdict",
         )
-    with typed_errors(to):
-        if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise UdrlError("is not empty", where=str(to), remedy="name a new folder")
-        to.mkdir(parents=True, exist_ok=True)
+    with _new_folder(to):
+        return _check_out(workspace, version, to)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """A folder that is as it was before where the block does not come to its end."""
+    there = folder.exists()
+    with typed_errors(folder):
+        if there and (not folder.is_dir() or any(folder.iterdir())):
+            raise UdrlError("is not empty", where=str(folder), remedy="name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for left in folder.iterdir():
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+        if not there:
+            folder.rmdir()
+        raise
+
+
+def _check_out(workspace: Workspace, version: Version, to: Path) -> Checkout:
     book = Book(workspace)
     chosen = [*book.ancestors(version), book.versions[version.asset, version.version]]
     with workspace.database.reader() as connection:
