@@ -60,7 +60,8 @@ def test_what_nobody_touched_has_no_fault(made: Workspace) -> None:
         (lambda at: (at / "rows.parquet").unlink(), "rows.parquet (missing)"),
         (lambda at: (at / "notes.txt").touch(), "notes.txt (unknown)"),
         (lambda at: (at / "manifest.json").write_text("{"), "no readable manifest"),
-        (lambda at: shutil.rmtree(at), "no readable manifest"),
+        (lambda at: (at / "manifest.json").unlink(), "its manifest is missing"),
+        (lambda at: shutil.rmtree(at), "its folder is missing"),
     ],
 )
 def test_a_touched_folder_is_named(made: Workspace, harm: Callable[[Path], object], what: str) -> None:
@@ -100,6 +101,36 @@ def test_a_manifest_that_tells_another_story_than_the_ledger_is_named(made: Work
     manifest["params"]["temperature"] = 0.1
     (at / "manifest.json").write_text(json.dumps(manifest))
     assert verify(made) == [Fault("teacher_corpus", at.name, "the manifest's params are not the ledger's")]
+
+
+@pytest.mark.parametrize("name", ["created_at", "run_id", "git", "facts"])
+def test_a_manifest_whose_own_story_was_edited_is_named(made: Workspace, name: str) -> None:
+    at = folder(made)
+    manifest = json.loads((at / "manifest.json").read_text())
+    (at / "manifest.json").write_text(json.dumps(manifest | {name: "another"}))
+    assert verify(made) == [
+        Fault("teacher_corpus", at.name, "its manifest was edited: when, at which commit or by which run it was made, or its facts")
+    ]
+
+
+def test_what_stands_beside_the_versions_is_named(made: Workspace) -> None:
+    (made.folder / "teacher_corpus" / "stray").mkdir()
+    (made.folder / "intents" / "notes.txt").touch()
+    (made.folder / "list.csv").touch()
+    (made.folder / "current" / "intents").mkdir(parents=True)  # copies have a place of their own
+    (made.folder / "intents" / ".c0ffee.12").mkdir()  # work in progress
+    assert verify(made) == [
+        Fault("intents", "notes.txt", "is no version: it has no manifest, and is not in the ledger"),
+        Fault("teacher_corpus", "stray", "is no version: it has no manifest, and is not in the ledger"),
+        Fault("", "list.csv", "is no file of the store"),
+    ]
+
+
+def test_versions_without_a_ledger_are_one_error(made: Workspace) -> None:
+    made.database.compact()
+    Path(made.database.where).unlink()
+    with pytest.raises(UdrlError, match=r"udrl.duckdb: there is no ledger here(.|\n)*restore the file"):
+        verify(Workspace(made.settings))
 
 
 CHAIN = "its row in the ledger, or the one before it, was edited, removed or slipped in"

@@ -9,7 +9,7 @@ from udrl_pipeline.store.database import Connection
 from udrl_pipeline.versioning import content_hash
 
 #: The columns of a row of `versions`, without its seal.
-COLUMNS = "asset, version, fingerprint, code_version, rows, verdict, run_id, created_at, params, facts, files"
+COLUMNS = "asset, version, fingerprint, code_version, rows, verdict, run_id, created_at, params, facts, files, manifest"
 _PARENTS = "SELECT DISTINCT parent_asset, parent_version FROM parents WHERE asset = ? AND version = ? AND fingerprint = ?"
 _CHECKS = "SELECT expectation, passed, blocking, observed FROM quality_results WHERE asset = ? AND version = ? AND run_id = ?"
 _RUN = "SELECT seal FROM runs WHERE run_id = ? AND seal IS NOT NULL"
@@ -34,7 +34,7 @@ def seal(connection: Connection, row: Sequence[Any], previous: str) -> str:
     parents = connection.execute(_PARENTS, [asset, version, fingerprint]).fetchall()
     checks = connection.execute(_CHECKS, [asset, version, run_id]).fetchall()
     run = [sealed for (sealed,) in connection.execute(_RUN, [run_id]).fetchall()]  # none of a run from before they were sealed
-    sealed = [text for text in row[8:] if text is not None]  # a row from before there was the column `files`
+    sealed = [text for text in row[8:] if text is not None]  # a row from before there were `files` and `manifest`
     return content_hash([previous, *row[:7], _microseconds(created_at), *sealed, sorted(parents), sorted(checks), *run], 64)
 
 
