@@ -44,8 +44,8 @@ for act in (audit_checkout, audit_export, audit_forget):
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of the list.")
 @settings_options
 def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
-    """List the versions of ASSET (default: of all assets), the newest first: what each was made from, by which run, and what
-    was set otherwise than for the version before it."""
+    """List the versions of ASSET (default: of all assets), the newest first: what each was made from, by which run (and by which it
+    was found again last), and what was set otherwise than for the version before it."""
     from udrl_pipeline.audit import versions
     from udrl_pipeline.audit.history import history
     from udrl_pipeline.store.workspace import Workspace
@@ -62,11 +62,16 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
             click.echo(f"  state    {'in use' if entry.state == 'current' else entry.state}")
         for parent, version in sorted(entry.version.parents.items()):
             click.echo(f"  from     {parent} {version}")
-        at = f"  at git {entry.git_sha[:12]}{' with uncommitted changes' * entry.git_dirty}" if entry.git_sha else ""
-        click.echo(f"  run      {entry.version.run_id}{at}")
+        click.echo(f"  run      {entry.first.run_id}{_at_git(*entry.first_git)}")
+        if entry.version.run_id != entry.first.run_id:
+            click.echo(f"  again    {entry.version.run_id}{_at_git(entry.git_sha, entry.git_dirty)}")
         for change in entry.changes:
             click.echo(cli_output.wrapped("  changed  ", printable(f"{change.name}: {change.before} -> {change.after}")))
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
+
+
+def _at_git(sha: str, dirty: bool) -> str:
+    return f"  at git {sha[:12]}{' with uncommitted changes' * dirty}" if sha else ""
 
 
 @audit.command("quarantine", short_help="What was set aside, and why.")

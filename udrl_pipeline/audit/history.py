@@ -18,8 +18,11 @@ class Entry:
     """A version in the history of its asset.
 
     Attributes:
-        git_sha: The commit at which its run stood; empty outside of git, or where the run is not in the ledger.
+        git_sha: The commit at which the run stood that last made it, or found it again; empty outside of git, or where the run is
+            not in the ledger.
         git_dirty: Whether tracked files differed from that commit.
+        first: The making that wrote its files, of which its manifest tells.
+        first_git: The commit and whether files differed, of that making.
         before: The version of the asset that was made before it; None for the first.
         changes: Settings that differ from that version's, and `code` where its code does.
         state: How a student stands (current: in use); None of other assets.
@@ -30,6 +33,8 @@ class Entry:
     current: bool
     git_sha: str
     git_dirty: bool
+    first: Version
+    first_git: tuple[str, bool]
     before: str | None
     changes: list[Change]
     state: State | None = None
@@ -40,6 +45,10 @@ class Entry:
         return {
             "asset": v.asset, "version": v.version, "created_at": v.created_at.isoformat(), "rows": v.rows, "verdict": v.verdict,
             "parents": v.parents, "run_id": v.run_id, "git_sha": self.git_sha, "git_dirty": self.git_dirty, "params": v.params,
+            "first_made": {
+                "run_id": self.first.run_id, "created_at": self.first.created_at.isoformat(),
+                "git_sha": self.first_git[0], "git_dirty": self.first_git[1],
+            },
             "code_version": v.code_version, "facts": v.facts, "files": v.files, "current": self.current, "before": self.before,
             **({"state": self.state} if self.state else {}),
             **({"forgotten": lost_rows(v, self.lost)} if (v.asset, v.version) in self.lost else {}),
@@ -55,13 +64,16 @@ def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
         runs = {run: (sha, dirty) for run, sha, dirty in connection.execute("SELECT run_id, git_sha, git_dirty FROM runs").fetchall()}
     before: dict[tuple[str, str], Version] = {}
     last: dict[str, Version] = {}
+    first: dict[tuple[str, str, str], Version] = {}
     for made in book.makings:
+        first.setdefault((made.asset, made.version, made.manifest), made)
         if made.asset in last and last[made.asset].version != made.version:
             before[made.asset, made.version] = last[made.asset]
         last[made.asset] = made
     return [
         Entry(
             version, book.is_current(version), *runs.get(version.run_id, ("", False)),
+            (wrote := first[version.asset, version.version, version.manifest]), runs.get(wrote.run_id, ("", False)),
             earlier.version if (earlier := before.get((version.asset, version.version))) else None,
             _changes(earlier, version) if earlier else [],
             state_of(version, states),

@@ -312,7 +312,7 @@ class Workspace:
                 write(staged)
                 manifest = {
                     "asset": made.asset, "version": made.version, "fingerprint": made.fingerprint, "code_version": made.code_version,
-                    "created_at": made.created_at.isoformat(), "run_id": made.run_id, "git": git_state(self.settings.root),
+                    "created_at": made.created_at.isoformat(), "run_id": made.run_id, "git": self.git_of_run(),
                     "rows": made.rows, "parents": made.parents, "params": made.params, "facts": made.facts, "files": files_sha256(staged),
                 }  # fmt: skip
                 (staged / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -367,6 +367,15 @@ class Workspace:
             connection.execute(
                 f"INSERT INTO runs ({RUN_COLUMNS}, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", [*row, seal_of_run(row)]
             )
+
+    def git_of_run(self) -> dict[str, Any]:
+        """The commit at which this run began, and whether tracked files differed from it then; as it is now where the run was not entered.
+
+        Files that change while a run goes on change nothing of the code that it has loaded.
+        """
+        with self.database.reader() as connection:
+            found = connection.execute("SELECT git_sha, git_dirty FROM runs WHERE run_id = ?", [self.run_id]).fetchall()
+        return {"sha": found[0][0], "dirty": found[0][1]} if found else git_state(self.settings.root)
 
     def expectations(self, asset: str, version: str) -> list[Expected]:
         """What was expected of a version when it was last judged, in the order of the suite."""
