@@ -13,6 +13,7 @@ from udrl_pipeline.errors import UdrlError
 
 if TYPE_CHECKING:
     from udrl_pipeline.audit.forget import Forgetting
+    from udrl_pipeline.audit.impact import Touched
     from udrl_pipeline.store.workspace import Workspace
 
 
@@ -78,10 +79,11 @@ def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @settings_options
 def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: bool, as_json: bool, **chosen: Any) -> None:
-    """Take an idea or a row out for good: out of the store, the published tables and the reports. This cannot be undone.
+    """Take an idea or a row out for good: out of the store, the published tables and the reports that show it, which are deleted; the
+    next run makes one again. This cannot be undone.
 
-    A tombstone with the reason stays, the next runs honour it, and what must be trained again is named. Without options: list
-    what was forgotten.
+    A tombstone with the reason stays, the next runs honour it, and what must be trained again is named; so is what is not
+    touched. Without options: list what was forgotten, and who has learned from it.
     """
     from udrl_pipeline.audit.forget import forget_intent, forget_row
     from udrl_pipeline.store.workspace import Workspace
@@ -102,9 +104,7 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
     stone = done.tombstone
     click.echo(f"tombstone {stone.number}: {len(stone.row_keys):,} rows deleted, {len(stone.files):,} files rewritten or deleted")
     if done.learned:
-        rows = [(t.version.asset, t.version.version + _mark(workspace, t.version), t.how) for t in done.learned]
-        cli_output.show_table(("must be trained again", "version", "because"), rows)
-        click.echo("* current: `udrl run` (--select for other recipes) trains it again; do not use the others any more")
+        _show_learned(workspace, "must be trained again", done.learned)
     for version in _in_use(workspace, done):
         told = f"in use: {version}; the next run puts a newer one into use, or `udrl students promote` another now"
         click.echo(cli_output.wrapped("", told))
@@ -115,9 +115,17 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
 
 #: Where the pipeline does not reach.
 REMAINS = (
-    "Not touched: your own files of ideas, report.html and other copies of versions (`--copy-to`, checkouts, DVC's cache and remotes), "
-    "backups, and the samples in Dagster's history of runs."
+    "Not touched: your own files of ideas; copies of report.html and of versions (`--copy-to`, checkouts, DVC's cache and remotes); "
+    "backups; the samples in Dagster's history of runs; and, in the students and exports above, their weights and single words of it in "
+    "words.json."
 )
+AGAIN = "* current: `udrl run` (--select for other recipes) trains it again; do not use the others any more"
+
+
+def _show_learned(workspace: "Workspace", title: str, learned: "list[Touched]") -> None:
+    rows = [(t.version.asset, t.version.version + _mark(workspace, t.version), t.how) for t in learned]
+    cli_output.show_table((title, "version", "because"), rows)
+    click.echo(cli_output.wrapped("", AGAIN))
 
 
 def _mark(workspace: "Workspace", version: Any) -> str:
@@ -138,26 +146,29 @@ def _as_dict(workspace: "Workspace", done: "Forgetting") -> dict[str, Any]:
         "tombstone": done.tombstone.number,
         "rows": len(done.tombstone.row_keys),
         "files": [file._asdict() for file in done.tombstone.files],
-        "learned": [
-            {"asset": t.version.asset, "version": t.version.version, "how": t.how, "current": bool(_mark(workspace, t.version))}
-            for t in done.learned
-        ],
+        "learned": _learned_as_dicts(workspace, done.learned),
         "reports": done.reports,
         "in_use": _in_use(workspace, done),
     }
 
 
+def _learned_as_dicts(workspace: "Workspace", learned: "list[Touched]") -> list[dict[str, Any]]:
+    return [
+        {"asset": t.version.asset, "version": t.version.version, "how": t.how, "current": bool(_mark(workspace, t.version))}
+        for t in learned
+    ]
+
+
 def _list_forgotten(workspace: "Workspace", as_json: bool) -> None:
     from udrl_pipeline.audit.book import Book
-    from udrl_pipeline.store.names import STUDENTS
-    from udrl_pipeline.student.training import has_learned_forgotten
+    from udrl_pipeline.audit.impact import learned_forgotten
 
     stones = workspace.tombstones()
-    tainted = [v for v in Book(workspace).current.values() if v.asset.startswith(STUDENTS) and has_learned_forgotten(workspace, v)]
+    learned = learned_forgotten(workspace, Book(workspace), stones)
     if as_json:
         listed = [{"number": s.number, "kind": s.kind, "subject": s.subject, "reason": s.reason, "rows": len(s.row_keys),
                    "created_at": s.created_at.isoformat()} for s in stones]  # fmt: skip
-        click.echo(json.dumps({"forgotten": listed, "train_again": [{"asset": v.asset, "version": v.version} for v in tainted]}))
+        click.echo(json.dumps({"forgotten": listed, "train_again": _learned_as_dicts(workspace, learned)}))
         return
     if not stones:
         click.echo("nothing was forgotten")
@@ -168,5 +179,5 @@ def _list_forgotten(workspace: "Workspace", as_json: bool) -> None:
             (str(s.number), f"{s.created_at.astimezone():%Y-%m-%d %H:%M}", s.kind, s.subject[:12], f"{len(s.row_keys):,}", s.reason)
         )
     cli_output.show_table(("no.", "time", "kind", "subject", "rows", "reason"), rows, right=("rows",))
-    for version in tainted:
-        click.echo(f"train again: {version.asset} {version.version} has learned from it")
+    if learned:
+        _show_learned(workspace, "has learned from it", learned)

@@ -12,7 +12,10 @@ from udrl_pipeline.audit.rows import as_written, set_aside, standing
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.names import CORPUS, INTENTS, RECORDED_STUDENT
 from udrl_pipeline.store.promotions import Promotion
+from udrl_pipeline.store.tombstones import about
 from udrl_pipeline.store.workspace import Version, Workspace
+
+WHERE_KEYS_STAND = "row keys stand in the versions' rows.parquet"
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,10 @@ def trace_row(workspace: Workspace, book: Book, key: str) -> RowTrace:
     """
     found = as_written(workspace, key)
     if found is None:
-        raise UdrlError(f"there is no row {key!r}", where=workspace.database.where, remedy="row keys stand in the versions' rows.parquet")
+        gone = "".join(f" any more: tombstone {s.number}, {s.reason}" for s in about(workspace.tombstones(), key)[-1:])
+        raise UdrlError(
+            f"there is no row {key!r}{gone}", where=workspace.database.where, remedy="row keys stand in the versions' rows.parquet"
+        )
     where = standing(workspace, book, {key: found["intent_key"]})
     stands = [
         {"asset": asset, "version": version, **{name: value for name, value in rows[0].items() if name != "row_key"}}

@@ -10,7 +10,9 @@ import duckdb
 
 from udrl_pipeline.audit.book import Book, Key
 from udrl_pipeline.audit.damage import damage_named
+from udrl_pipeline.audit.losses import losses
 from udrl_pipeline.store.names import CORPUS, DATASET, EXPLORED, INTENTS, INTENTS_FILE, ROW_COLUMNS, ROWS_FILE, SEEN_FILE, STUDENTS
+from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
 
 if TYPE_CHECKING:
@@ -54,19 +56,28 @@ def standing(workspace: Workspace, book: Book, rows: Mapping[str, str]) -> Stand
         versions = [key for key in book.versions if key[0] == asset]
         return _look_up(workspace, versions, ROWS_FILE, ["row_key", *TOLD[asset]], {"intent_key": intents, "row_key": keys})
 
-    def students() -> dict[Key, Rows]:
-        versions = [key for key in book.versions if key[0].startswith(STUDENTS)]
-        return _look_up(workspace, versions, SEEN_FILE, ["row_key", "times"], {"row_key": keys})
-
     with ThreadPoolExecutor() as threads:  # most of a look-up is waiting for one core to read the ends of many files
-        seen = threads.submit(students)
+        times = threads.submit(times_read, workspace, book, keys)
         found = {key: rows for of_asset in threads.map(tables, TOLD) for key, rows in of_asset.items()}
-    times = {key: sum(row["times"] for row in rows) for key, rows in seen.result().items()}
     unknown = [
         key for key, made in book.versions.items()
         if key[0] in TOLD and made.verdict == "PASS" and not (workspace.version_folder(*key) / ROWS_FILE).exists()
     ]  # fmt: skip
-    return Standing({key: found[key] for key in book.versions if key in found}, times, unknown)
+    return Standing({key: found[key] for key in book.versions if key in found}, times.result(), unknown)
+
+
+def standing_before(workspace: Workspace, book: Book, stones: Sequence[Tombstone]) -> Standing:
+    """Where the rows stood that tombstones took out, and what had read them; the tables tell no more than which they are."""
+    keys = sorted({key for stone in stones for key in stone.row_keys})
+    tables = [key for key in losses(book, stones) if key[0] in TOLD]
+    return Standing({key: [] for key in book.versions if key in tables}, times_read(workspace, book, keys))
+
+
+def times_read(workspace: Workspace, book: Book, keys: Sequence[str]) -> dict[Key, int]:
+    """How often each student's own training read rows of these keys, of those that read any."""
+    versions = [key for key in book.versions if key[0].startswith(STUDENTS)]
+    found = _look_up(workspace, versions, SEEN_FILE, ["row_key", "times"], {"row_key": keys})
+    return {key: sum(row["times"] for row in rows) for key, rows in found.items()}
 
 
 def rows_where(workspace: Workspace, condition: str, value: str) -> dict[str, str]:

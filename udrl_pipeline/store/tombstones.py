@@ -70,6 +70,11 @@ def forgotten(stones: Sequence[Tombstone]) -> Forgotten:
     return Forgotten(*subjects)
 
 
+def about(stones: Sequence[Tombstone], subject: str) -> list[Tombstone]:
+    """The tombstones about an idea (by the hash of its key) or a row (by its key), the oldest first; a row can have gone with its idea."""
+    return [stone for stone in stones if subject == stone.subject or subject in stone.row_keys]
+
+
 def subject_of(intent_key: str) -> str:
     """What stands for a normalised intent once the intent itself may not be kept."""
     return hashlib.sha256(intent_key.encode()).hexdigest()
