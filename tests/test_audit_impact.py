@@ -15,7 +15,7 @@ from udrl_pipeline.cli import main
 from udrl_pipeline.errors import CorruptArtifact, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store.names import SEEN_FILE
+from udrl_pipeline.store.names import ROW_COLUMNS, SEEN_FILE
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -179,6 +179,21 @@ def test_the_command_marks_what_is_current_and_gives_json(workspace: Workspace, 
         "s2": True,
         "f2": True,
     }
+
+
+def test_a_row_is_named_by_the_first_digits_of_its_key(workspace: Workspace, params: Path) -> None:
+    def run(command: str, key: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["audit", command, "--row", key, "--params", str(params)])
+        return result.exit_code, " ".join((result.stdout + result.stderr).split())
+
+    key = first_rows(workspace).row_key.iloc[0]
+    assert run("impact", key[:12]) == run("impact", key)
+    assert run("trace", key[:12]) == run("trace", key)
+    with workspace.database.writer() as connection:
+        columns = ", ".join(ROW_COLUMNS[1:])
+        connection.execute(f"INSERT INTO rows (row_key, {columns}) SELECT ?, {columns} FROM rows WHERE row_key = ?", [f"{key[:12]}x", key])
+    code, told = run("impact", key[:12])
+    assert (code, f"'{key[:12]}' is more than one row -> say which: {key}, {key[:12]}x" in told) == (2, True)
 
 
 def test_two_questions_at_once_are_a_typed_error(params: Path) -> None:

@@ -47,6 +47,7 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
     """List the versions of ASSET (default: of all assets), the newest first: what each was made from, by which run (and by which it
     was found again last), and what was set otherwise than for the version before it."""
     from udrl_pipeline.audit import versions
+    from udrl_pipeline.audit.changes import in_yaml
     from udrl_pipeline.audit.history import history
     from udrl_pipeline.store.workspace import Workspace
 
@@ -66,7 +67,7 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
         if entry.version.run_id != entry.first.run_id:
             click.echo(f"  again    {entry.version.run_id}{_at_git(entry.git_sha, entry.git_dirty)}")
         for change in entry.changes:
-            click.echo(cli_output.wrapped("  changed  ", printable(f"{change.name}: {change.before} -> {change.after}")))
+            click.echo(cli_output.wrapped("  changed  ", printable(f"{change.name}: {in_yaml(change.before)} -> {in_yaml(change.after)}")))
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
 
 
@@ -122,7 +123,7 @@ def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
         cli_output.show_table(("asset", "version", "what is wrong"), [(f.asset, f.version, f.what) for f in faults])
     else:
         looked_at = 1 if only else len(versions(workspace))
-        click.echo(f"{looked_at} version{'s' if looked_at != 1 else ''}: nothing was touched")
+        click.echo(f"{cli_output.counted(looked_at, 'version')}: nothing was touched")
     if faults:
         raise click.exceptions.Exit(1)
 
@@ -135,6 +136,7 @@ def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
 def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     """Tell what changed from version BEFORE to version AFTER of an asset, and why: settings, code, and what it was made from."""
     from udrl_pipeline.audit import resolve
+    from udrl_pipeline.audit.changes import in_yaml
     from udrl_pipeline.audit.difference import difference
     from udrl_pipeline.audit.losses import size
     from udrl_pipeline.store.workspace import Workspace
@@ -159,12 +161,12 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     elif not causes and not found.facts:
         click.echo("the same")
     if found.facts:
-        cli_output.show_table(("figure", "before", "after"), [(c.name, str(c.before), str(c.after)) for c in found.facts])
+        cli_output.show_table(("figure", "before", "after"), [(c.name, in_yaml(c.before), in_yaml(c.after)) for c in found.facts])
 
 
 @audit.command("trace", short_help="What a version was made from, and what from it.")
 @click.argument("version", required=False)
-@click.option("--row", metavar="KEY", help="Follow one row instead of a version.")
+@click.option("--row", metavar="KEY", help="Follow one row instead of a version; the first digits of its key suffice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tree.")
 @settings_options
 def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: Any) -> None:
@@ -172,7 +174,7 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     from udrl_pipeline.audit import lineage, resolve
     from udrl_pipeline.audit.book import Book
     from udrl_pipeline.audit.losses import losses
-    from udrl_pipeline.audit.rows import rows_of
+    from udrl_pipeline.audit.rows import rows_of, whole_key
     from udrl_pipeline.store.workspace import Workspace
 
     if (version is None) == (row is None):
@@ -180,7 +182,7 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     workspace = Workspace(read_settings(**chosen))
     book = Book(workspace)
     if row:
-        _show_row(lineage.trace_row(workspace, book, row), as_json)
+        _show_row(lineage.trace_row(workspace, book, whole_key(workspace, row)), as_json)
         return
     start = resolve(workspace, version or "")
     up, down = lineage.upwards(book, start), lineage.downwards(book, start)
@@ -197,9 +199,10 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
             continue
         for name, value in lineage.origin(found).items():
             told = printable(value) if isinstance(value, str) else to_json(value)
-            click.echo(f"{'  ' * (depth + 1)}{name}: {told}")
+            click.echo(cli_output.wrapped(f"{'  ' * (depth + 1)}{name}: ", told))
     if read is not None:
-        click.echo(f"trained on {len(read):,} rows, {read.times.sum():,} times in all (--json lists their keys)")
+        times = cli_output.counted(int(read.times.sum()), "time")
+        click.echo(f"trained on {cli_output.counted(len(read), 'row')}, {times} in all (--json lists their keys)")
     for entry in lineage.decisions(workspace).get((start.asset, start.version), []):
         told = f"{entry.action} {entry.version} by {entry.decided_by}, {entry.in_use or 'none'} in use: {entry.reason}"
         click.echo(cli_output.wrapped(f"{entry.created_at.astimezone():%Y-%m-%d %H:%M}  ", printable(told)))
@@ -230,10 +233,16 @@ def _touched_as_dict(touched: "Touched") -> dict[str, Any]:
 
 
 @audit.command("impact", short_help="What a row, an idea, a source or a run has touched.")
-@click.option("--row", metavar="KEY", help="One row.")
+@click.option("--row", metavar="KEY", help="One row; the first digits of its key suffice.")
 @click.option("--intent", metavar="TEXT", help="All rows of an idea.")
-@click.option("--source", metavar="DIGEST", help="All rows that a teacher (by its digest) or a student (student/NAME@VERSION) wrote.")
-@click.option("--run", "run_id", metavar="ID", help="All rows that a run wrote, and the versions that it made.")
+@click.option(
+    "--source",
+    metavar="DIGEST",
+    help="All rows of a teacher (the first digits of its digest suffice) or a student (student/NAME@VERSION).",
+)
+@click.option(
+    "--run", "run_id", metavar="ID", help="All rows that a run wrote, and the versions that it made; the first digits of its id suffice."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @settings_options
 def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str | None, run_id: str | None, **chosen: Any) -> None:
@@ -241,6 +250,7 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
     from udrl_pipeline.audit import impact
     from udrl_pipeline.audit.book import Book
     from udrl_pipeline.audit.history import state_of
+    from udrl_pipeline.audit.rows import whole_key
     from udrl_pipeline.store import promotions
     from udrl_pipeline.store.workspace import Workspace
 
@@ -255,7 +265,7 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
         raise UdrlError("one question at a time", where="udrl audit impact", remedy="give one of --row, --intent, --source, --run")
     workspace = Workspace(read_settings(**chosen))
     ask, value = asked[0]
-    found = ask(workspace, value)
+    found = ask(workspace, whole_key(workspace, value) if row else value)
     book = Book(workspace)
     if as_json:
         states = promotions.states(workspace.promotions())
@@ -267,7 +277,7 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
         ]
         click.echo(to_json({"what": found.what, "rows": found.rows, "touched": touched}))
         return
-    click.echo(f"{printable(found.what)}: {found.rows:,} row{'s' if found.rows != 1 else ''} in the store")
+    click.echo(f"{printable(found.what)}: {cli_output.counted(found.rows, 'row')} in the store")
     rows = [(t.version.asset, t.version.version + "*" * book.is_current(t.version), t.how) for t in found.touched]
     cli_output.show_table(("touched", "version", "how"), rows)
     click.echo("* current" if found.touched else "it has touched nothing")

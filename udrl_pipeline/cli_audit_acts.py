@@ -10,11 +10,12 @@ from udrl_pipeline import cli_output
 from udrl_pipeline.characters import to_json
 from udrl_pipeline.cli_settings import read_settings, settings_options
 from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.store import names
 
 if TYPE_CHECKING:
     from udrl_pipeline.audit.forget import Forgetting
     from udrl_pipeline.audit.impact import Touched
-    from udrl_pipeline.store.workspace import Workspace
+    from udrl_pipeline.store.workspace import Version, Workspace
 
 
 @click.command("checkout", short_help="Have an old version back, in a project of its own.")
@@ -43,7 +44,23 @@ def audit_checkout(version: str, to: Path, as_json: bool, **chosen: Any) -> None
     if made.git_sha:
         dirty = ", with changes that were not committed" if made.git_dirty else ""
         click.echo(cli_output.wrapped("", f"made at git {made.git_sha}{dirty}: other code makes other versions"))
-    click.echo(cli_output.wrapped("", f"in {to}: `udrl run --select student/udrl` trains on them, `udrl audit trace` shows it"))
+    click.echo(cli_output.wrapped("", f"in {to}: {_next_step(made.versions[-1])}, `udrl audit trace {made.versions[-1].asset}` shows it"))
+
+
+def _next_step(version: "Version") -> str:
+    """What a project is good for whose newest version is this one."""
+    asset, recipe = version.asset, version.asset.partition("/")[2]
+    if asset.startswith(names.EXPORTS):
+        return f"artifacts/{asset}/{version.version} is the export"
+    if names.is_student(asset):
+        return f"`udrl generate --recipe {recipe}` writes with it"
+    if asset == names.REPORT:
+        return f"artifacts/{asset}/{version.version}/report.html is the report"
+    if asset in (names.INTENTS, names.CORPUS, names.DATASET):
+        return "`udrl run --select student/udrl` trains on them"
+    if asset == names.EXPLORED:
+        return "`udrl run --select student/udrl-rounds` trains on them"
+    return "`udrl run` goes on from it"
 
 
 @click.command("export", short_help="Write the ledger for other catalogues.")
@@ -68,12 +85,12 @@ def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) 
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise UdrlError(f"cannot be written ({error.strerror})", where=str(output), remedy="name another --output") from error
-    click.echo(f"{len(lines):,} line{'s' if len(lines) != 1 else ''} in {output}")
+    click.echo(f"{cli_output.counted(len(lines), 'line')} in {output}")
 
 
 @click.command("forget", short_help="Take an idea or a row out for good.")
 @click.option("--intent", metavar="TEXT", help="An idea, with all its rows.")
-@click.option("--row", metavar="KEY", help="One row.")
+@click.option("--row", metavar="KEY", help="One row; the first digits of its key suffice.")
 @click.option("--reason", metavar="TEXT", help="Why; it stays in the ledger.")
 @click.option("--yes", is_flag=True, help="Do not ask again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
@@ -86,6 +103,7 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
     touched. Without options: list what was forgotten, and who has learned from it.
     """
     from udrl_pipeline.audit.forget import forget_intent, forget_row
+    from udrl_pipeline.audit.rows import whole_key
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
@@ -94,6 +112,7 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
         return
     if (intent is not None and row is not None) or not (reason or "").strip():
         raise UdrlError("one idea or one row, and a reason", where="udrl audit forget", remedy="give --intent or --row, and --reason")
+    row = whole_key(workspace, row) if row else row
     if not yes:
         click.confirm(f"Delete {f'the idea {intent!r} and all its rows' if intent else f'row {row}'} for good?", abort=True, err=True)
     assert reason is not None, "it was looked at above"
@@ -102,7 +121,8 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
         click.echo(json.dumps(_as_dict(workspace, done)))
         return
     stone = done.tombstone
-    click.echo(f"tombstone {stone.number}: {len(stone.row_keys):,} rows deleted, {len(stone.files):,} files rewritten or deleted")
+    rows, files = cli_output.counted(len(stone.row_keys), "row"), cli_output.counted(len(stone.files), "file")
+    click.echo(f"tombstone {stone.number}: {rows} deleted, {files} rewritten or deleted")
     if done.learned:
         _show_learned(workspace, "must be trained again", done.learned)
     for version in _in_use(workspace, done):

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 
 from udrl_pipeline.audit.book import Book
-from udrl_pipeline.audit.changes import Change, changed_settings
+from udrl_pipeline.audit.changes import Change, changed_settings, in_yaml
 from udrl_pipeline.audit.damage import damage_named
 from udrl_pipeline.audit.losses import Losses, losses
 from udrl_pipeline.errors import UdrlError
@@ -57,7 +57,7 @@ class Difference:
     def causes(self) -> list[tuple[str, str, str]]:
         """Why they differ: (parent, setting, code or tombstone; its name; before -> after)."""
         parents = [("parent", name, f"{a or 'none'} -> {b or 'none'}") for name, (a, b) in self.parents.items()]
-        settings = [("setting", change.name, f"{change.before} -> {change.after}") for change in self.settings]
+        settings = [("setting", change.name, f"{in_yaml(change.before)} -> {in_yaml(change.after)}") for change in self.settings]
         code = [("code", "", " -> ".join(self.code))] if self.code else []
         return parents + settings + code + [("tombstone", str(stone.number), told) for stone, told in self._taken_out()]
 

@@ -11,6 +11,7 @@ import duckdb
 from udrl_pipeline.audit.book import Book, Key
 from udrl_pipeline.audit.damage import damage_named
 from udrl_pipeline.audit.losses import losses
+from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.names import CORPUS, DATASET, EXPLORED, INTENTS, INTENTS_FILE, ROW_COLUMNS, ROWS_FILE, SEEN_FILE, STUDENTS
 from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
@@ -84,6 +85,22 @@ def rows_where(workspace: Workspace, condition: str, value: str) -> dict[str, st
     """The intent key of each row for which a condition with one `?` holds, by its row key, sorted."""
     with workspace.database.reader() as connection:
         return dict(connection.execute(f"SELECT row_key, intent_key FROM rows WHERE {condition} ORDER BY row_key", [value]).fetchall())
+
+
+def whole_key(workspace: Workspace, digits: str) -> str:
+    """The key of the one row, in the store or forgotten, that begins with these digits; the digits themselves where there is none.
+
+    Raises:
+        UdrlError: There is more than one.
+    """
+    with workspace.database.reader() as connection:
+        found = connection.execute("SELECT row_key FROM rows WHERE starts_with(row_key, ?) ORDER BY row_key LIMIT 6", [digits]).fetchall()
+    gone = (key for stone in workspace.tombstones() for key in stone.row_keys if key.startswith(digits))
+    keys = sorted({*(key for (key,) in found), *gone})
+    if len(keys) > 1 and digits not in keys:
+        told = f"say which: {', '.join(keys[:5])}"
+        raise UdrlError(f"{digits!r} is more than one row", where=workspace.database.where, remedy=told)
+    return keys[0] if len(keys) == 1 else digits
 
 
 def as_written(workspace: Workspace, key: str) -> dict[str, Any] | None:
