@@ -102,13 +102,13 @@ def audit_quarantine(as_json: bool, **chosen: Any) -> None:
 @settings_options
 def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
     """Recompute every hash: of the folders, of their rows, and of the ledger's chain (versions, their parents and checks, runs,
-    tombstones, promotions); and compare the store's rows and scores with those that the newest versions hold. VERSION looks at one
-    version alone.
+    tombstones, promotions); and compare the store's rows (task, idea, text, source, run) and scores with those that the newest
+    versions hold. VERSION looks at one version alone.
 
     Names what was changed, is missing or does not belong, and then ends with exit code 1.
 
-    Not guarded: why rows were set aside (quarantine), and rows and scores in the store that no newest version holds. Nor does a seal
-    keep out who writes the whole ledger anew: keep a copy of `udrl audit export` elsewhere.
+    Not guarded: why rows were set aside (quarantine), what else the store tells of a row, and rows and scores that no newest version
+    holds. Nor does a seal keep out who writes the whole ledger anew: keep a copy of `udrl audit export` elsewhere.
     """
     from udrl_pipeline.audit import resolve, versions
     from udrl_pipeline.audit.verify import verify
