@@ -30,7 +30,7 @@ SAMPLES = 4
 ASSETS = ("intents", corpus.ASSET, dataset.ASSET, "student/udrl", "evaluation_report")
 #: Share of the texts that were cut off, and so are in every corpus and in no dataset.
 UNFINISHED = 0.01
-BASE = "base.parquet"
+BASE = ".base.parquet"
 
 
 def load(folder: Path, **overrides: object) -> Settings:

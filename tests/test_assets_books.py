@@ -33,6 +33,7 @@ VERSION = Version(
     {},
     {},
     {},
+    "",
     {"teacher_corpus": "t1", "student/sft": "s1", "student/udrl": "u"},
 )
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from udrl_pipeline import audit, corpus
+from udrl_pipeline.audit.changes import in_yaml
 from udrl_pipeline.audit.pending import News, outlook, pending
 from udrl_pipeline.errors import IntentsError, UdrlError
 from udrl_pipeline.intents import asset as intents
@@ -61,6 +62,18 @@ def test_a_name_that_fits_none_or_several_is_a_typed_error(workspace: Workspace,
     record(workspace, "teacher_corpus", "c3")
     with pytest.raises(UdrlError, match=what):
         audit.resolve(workspace, name.replace("~2", "~3"))
+
+
+def test_a_name_that_several_assets_begin_with_is_an_error_that_names_them(workspace: Workspace) -> None:
+    for asset in ("student/udrl", "student/sft", "student_export/udrl"):
+        record(workspace, asset, "v1")
+    with pytest.raises(UdrlError, match=r"there is no version 'student'\n  -> say which: student/sft, student/udrl$"):
+        audit.resolve(workspace, "student")
+
+
+def test_a_value_is_told_as_params_yaml_would_hold_it() -> None:
+    values = [None, 0.4, "x", True, {"margin": 0.02, "of": ["a", None]}]
+    assert [in_yaml(value) for value in values] == ["none", "0.4", "x", "true", "{margin: 0.02, of: [a, null]}"]
 
 
 def test_quarantine_is_that_of_the_newest_version_of_each_asset(workspace: Workspace) -> None:

@@ -95,6 +95,9 @@ def test_a_version_that_was_touched_or_did_not_pass_is_not_given_out(made: Works
     (made.version_folder("teacher_corpus", version.version) / "rows.parquet").unlink()
     with pytest.raises(CorruptArtifact, match=r"rows.parquet \(missing\)"):
         checkout(made, version, tmp_path / "old")
+    assert not (tmp_path / "old").exists()
+    older = next(v for v in made.ledger() if v.asset == "teacher_corpus")
+    checkout(made, older, tmp_path / "old")  # the same folder, now that it can be done
     failed = made.record(
         "labeled_dataset", version="bad", fingerprint="f", code_version="c", rows=0, params={}, parents={}, facts={},
         write=lambda folder: None, expectations=[Expected("length", False, True, {})],
@@ -109,4 +112,20 @@ def test_the_command_says_how_to_go_on(made: Workspace, params: Path, tmp_path: 
     assert result.exit_code == 0, result.output
     told = " ".join(result.stdout.split())
     assert "intents" in told
-    assert "udrl run --select student/udrl" in told
+    assert "`udrl run --select student/udrl` trains on them, `udrl audit trace teacher_corpus` shows it" in told
+
+
+@pytest.mark.parametrize(
+    ("asset", "hint"),
+    [
+        ("student/sft", "`udrl generate --recipe sft` writes with it"),
+        ("student_export/udrl", "artifacts/student_export/udrl/v1 is the export"),
+        ("evaluation_report", "artifacts/evaluation_report/v1/report.html is the report"),
+        ("explored_rows", "`udrl run --select student/udrl-rounds` trains on them"),
+        ("promotion", "`udrl run` goes on from it"),
+    ],
+)
+def test_what_the_command_says_to_do_next_fits_the_asset(workspace: Workspace, params: Path, tmp_path: Path, asset: str, hint: str) -> None:
+    workspace.record(asset, version="v1", fingerprint="f", code_version="c", rows=1, params={}, parents={}, facts={}, write=lambda _: None)
+    arguments = ["audit", "checkout", asset, "--to", str(tmp_path / "old"), "--params", str(params)]
+    assert f"{hint}, `udrl audit trace {asset}` shows it" in " ".join(CliRunner().invoke(main, arguments).stdout.split())

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from udrl_pipeline.audit.changes import Change
 from udrl_pipeline.audit.difference import difference
 from udrl_pipeline.cli import main
-from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.errors import CorruptArtifact, UdrlError
 from udrl_pipeline.store.workspace import Version, Workspace
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -120,6 +120,15 @@ def test_files_that_are_gone_are_a_typed_error(workspace: Workspace) -> None:
         difference(workspace, one, two)
 
 
+def test_a_table_that_cannot_be_read_is_a_typed_error_that_names_it(workspace: Workspace) -> None:
+    one, two = record(workspace, ROWS, "v1"), record(workspace, changed(quality=5), "v2")
+    file = workspace.version_folder("labeled_dataset", "v2") / "rows.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    with pytest.raises(CorruptArtifact, match=r"v2: files differ from the manifest: rows.parquet \(changed\)(.|\n)*udrl audit verify"):
+        difference(workspace, one, two)
+
+
 def test_an_asset_without_a_table_is_compared_by_its_figures(workspace: Workspace) -> None:
     made = [
         workspace.record(
@@ -147,7 +156,7 @@ def command(workspace: Workspace, params: Path) -> Callable[..., str]:
 
 def test_the_command_tells_rows_and_causes(command: Callable[..., str]) -> None:
     told = " ".join(command("v1", "v2").split())
-    assert "labeled_dataset v1 -> v2 (4 -> 4 rows)" in told
+    assert "labeled_dataset v1 -> v2 (4 rows -> 4 rows)" in told
     assert "setting rewards.gain 0.4 -> 0.6" in told
     assert "re-binned image teacher 1" in told
     assert "quality_before=2 quality_after=5" in told

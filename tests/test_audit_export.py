@@ -75,6 +75,14 @@ def test_the_json_holds_runs_versions_checks_and_no_text(made: Workspace) -> Non
     assert found["versions"][2]["checks"][0] == {"name": "length", "passed": False, "blocking": True, "observed": {"broken": 3}}
 
 
+@pytest.mark.parametrize(("file", "why"), [("no/such/folder", "No such file or directory"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_written_is_a_typed_error(made: Workspace, params: Path, tmp_path: Path, file: str, why: str) -> None:
+    arguments = ["audit", "export", "--format", "json", "--output", str(tmp_path / file), "--params", str(params)]
+    result = CliRunner().invoke(main, arguments)
+    told = f"error  {tmp_path / file}: cannot be written ({why})\n  -> name another --output\n"
+    assert (result.exit_code, result.stderr) == (2, told)
+
+
 def test_the_command_writes_a_file(made: Workspace, params: Path, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     arguments = ["audit", "export", "--format", "openlineage", "--output", str(file), "--params", str(params)]

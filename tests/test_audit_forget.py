@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -13,9 +13,13 @@ from click.testing import CliRunner
 from conftest import FakeEngine
 from test_audit_impact import put
 from udrl_pipeline import corpus, dataset
+from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.checkout import checkout
+from udrl_pipeline.audit.difference import difference
 from udrl_pipeline.audit.forget import Forgetting, forget_intent, forget_row
-from udrl_pipeline.audit.impact import impact_of_intent
+from udrl_pipeline.audit.impact import impact_of_intent, impact_of_row
+from udrl_pipeline.audit.lineage import trace_row
+from udrl_pipeline.audit.losses import losses, size
 from udrl_pipeline.audit.verify import Fault, verify
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import StoreLocked, StudentError, UdrlError
@@ -122,8 +126,41 @@ def test_what_must_be_trained_again_and_which_reports_went_is_told(made: Workspa
     stone = done.tombstone
     assert (stone.number, stone.kind, stone.subject, stone.reason) == (1, "intent", subject_of(normalise(IDEA)), "its author asked")
     assert len(stone.row_keys) == 3
-    with pytest.raises(UdrlError, match="any more: tombstone 1, its author asked"):
-        impact_of_intent(made, IDEA)
+    with pytest.raises(UdrlError, match=r"there is no row .* any more: tombstone 1, its author asked"):
+        trace_row(made, Book(made), stone.row_keys[0])
+    with pytest.raises(UdrlError, match=r"was forgotten already: tombstone 1, its author asked"):
+        forget_row(made, stone.row_keys[0], "again")
+
+
+def test_what_a_forgotten_idea_has_touched_can_still_be_asked(made: Workspace, store: Made, start: Callable[..., Workspace]) -> None:
+    export = put(made, "student_export/udrl", "e1", {"student/udrl": store.udrl}, {})
+    before = {version.asset: version.version for version in made.ledger()}
+    key = rows_about(made).row_key.iloc[0]
+    forget_intent(made, IDEA, "its author asked")
+    later = put_student(made, "udrl", {"labeled_dataset": store.dataset, "student/udrl": store.udrl}, [])
+    found = impact_of_intent(made, IDEA)
+    assert (found.what, found.rows) == (f"idea {IDEA!r}, forgotten (tombstone 1: its author asked)", 0)
+    assert [(t.version.asset, t.version.version, t.how, t.learned) for t in found.touched] == [
+        ("intents", before["intents"], "held the idea until tombstone 1", False),
+        ("teacher_corpus", before["teacher_corpus"], "held 3 rows until tombstone 1", False),
+        ("labeled_dataset", store.dataset, "held 3 rows until tombstone 1", False),
+        ("student/udrl", store.udrl, "trained on them, 3 times", True),
+        ("student/sft", store.sft, "not trained on them", False),
+        ("evaluation_report", "r1", "showed it until tombstone 1, deleted", False),
+        ("evaluation_report", "r2", "made from a version that holds them", False),
+        ("student_export/udrl", export.version, f"the export of student/udrl {store.udrl}: trained on them, 3 times", True),
+        ("student/udrl", later, f"goes on from student/udrl {store.udrl}, which was trained on them", True),
+    ]
+    assert impact_of_row(made, key).touched == found.touched
+    assert [t.version.version for t in forget_intent(made, IDEA, "its author asked").learned] == [export.version, later, store.udrl]
+
+
+def test_exports_and_students_that_are_not_current_are_listed_after_those_that_are(made: Workspace, store: Made, params: Path) -> None:
+    forget_intent(made, IDEA, "its author asked")
+    later = put_student(made, "udrl", {"labeled_dataset": store.dataset}, [])
+    told = json.loads(CliRunner().invoke(main, ["audit", "forget", "--json", "--params", str(params)]).stdout)
+    assert told["train_again"] == [{"asset": "student/udrl", "version": store.udrl, "how": "trained on them, 3 times", "current": False}]
+    assert later != store.udrl
 
 
 def test_the_ledger_still_verifies_and_each_version_tells_what_it_lacks(made: Workspace, store: Made) -> None:
@@ -162,6 +199,41 @@ def test_a_row_is_forgotten_without_its_idea(made: Workspace, start: Callable[..
     with again.database.reader() as connection:
         found = connection.execute("SELECT version, reason, text FROM quarantine WHERE item = ?", [row.row_key]).fetchall()
     assert found == [(again.parents("teacher_corpus")["teacher_corpus"], "forgotten", "")]
+
+
+def test_what_a_version_has_lost_since_it_was_made_is_told_wherever_it_is_shown(made: Workspace, store: Made, params: Path) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["audit", *arguments, "--params", str(params)])
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stdout.split())
+
+    before = pd.read_parquet(made.version_folder("labeled_dataset", store.dataset) / "rows.parquet")
+    forget_intent(made, IDEA, "its author asked")
+    kept = before[before.intent != IDEA]
+    parents = {"teacher_corpus": made.parents("teacher_corpus")["teacher_corpus"]}
+    after = put(made, "labeled_dataset", "later", parents, {"rows.parquet": kept})
+    version = made.find("labeled_dataset", store.dataset)
+    assert version
+    found = difference(made, version, after)
+    stone = made.tombstones()[0]
+    at = f"{stone.created_at.astimezone():%Y-%m-%d %H:%M}"
+    assert (found.rows, found.causes()) == ({}, [("tombstone", "1", f"took 3 rows out of {version.version}, {at}: its author asked")])
+    assert found.as_dict()["forgotten"] == [{"tombstone": 1, "version": version.version, "rows": 3, "reason": "its author asked"}]
+    assert "1 row, 3 forgotten since -> 1 row)" in run("diff", "labeled_dataset~1", "labeled_dataset")
+    assert "1 row, 3 forgotten since" in run("versions", "labeled_dataset")
+    assert "1 row, 3 forgotten since" in run("trace", version.version)
+    assert "3 forgotten since" in run("checkout", version.version, "--to", str(made.settings.root / "old"))
+    assert "evaluation_report r1" in run("versions", "evaluation_report")
+    assert "1 row, deleted since" in run("versions", "evaluation_report")
+
+
+def test_a_tombstone_from_before_rows_were_counted_is_told_without_their_number(made: Workspace, store: Made) -> None:
+    forget_intent(made, IDEA, "its author asked")
+    [stone] = made.tombstones()
+    old = replace(stone, files=tuple(file._replace(rows=None) for file in stone.files))
+    version = made.find("labeled_dataset", store.dataset)
+    assert version
+    assert size(version, losses(Book(made), [old])) == "1 row, some forgotten since"
 
 
 def test_an_import_leaves_it_out(made: Workspace, tmp_path: Path) -> None:
@@ -235,7 +307,7 @@ def test_the_command_asks_deletes_and_lists(made: Workspace, store: Made, params
     code, told = run("--json")
     listed = json.loads(told)
     assert [(stone["number"], stone["reason"], stone["rows"]) for stone in listed["forgotten"]] == [(1, "GDPR", 3)]
-    assert listed["train_again"] == [{"asset": "student/udrl", "version": store.udrl}]
+    assert listed["train_again"] == [{"asset": "student/udrl", "version": store.udrl, "how": "trained on them, 3 times", "current": True}]
 
 
 def test_a_student_in_use_that_has_learned_it_is_named(made: Workspace, store: Made, params: Path) -> None:

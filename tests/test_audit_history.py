@@ -46,6 +46,33 @@ def test_the_commit_and_whether_it_was_all_are_told(made: Workspace) -> None:
     assert (oldest.git_dirty, newest.git_dirty) == (False, True)
 
 
+def test_a_version_that_a_later_run_finds_again_is_told_with_the_commit_of_both(made: Workspace, params: Path) -> None:
+    git = ["git", "-C", str(made.settings.root), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "commit", "-qam", "more"], check=True)
+    later = Workspace(made.settings, run_id="run-4")
+    later.begin_run()
+    assert later.reuse("labeled_dataset", "a")
+    [entry] = [entry for entry in history(made, audit.versions(made)) if entry.version.version == "a"]
+    manifest = made.manifest("labeled_dataset", "a")
+    assert (entry.first.run_id, entry.version.run_id) == ("run-1", "run-4")
+    assert entry.first_git == (manifest["git"]["sha"], manifest["git"]["dirty"])
+    assert entry.git_sha not in ("", manifest["git"]["sha"])
+    lines = CliRunner().invoke(main, ["audit", "versions", "--params", str(params)]).stdout.splitlines()
+    assert lines[1:3] == [f"  run      run-1  at git {entry.first_git[0][:12]}", f"  again    run-4  at git {entry.git_sha[:12]}"]
+
+
+def test_a_file_that_changes_while_a_run_goes_on_is_no_change_of_its_code(made: Workspace) -> None:
+    git = ["git", "-C", str(made.settings.root), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "commit", "-qam", "more"], check=True)
+    workspace = Workspace(made.settings, run_id="run-4")
+    workspace.begin_run()
+    (made.settings.root / "params.yaml").write_text("# changed\n" + (made.settings.root / "params.yaml").read_text())
+    record(workspace, "labeled_dataset", "d")
+    [entry, *_] = history(made, audit.versions(made))
+    assert workspace.manifest("labeled_dataset", "d")["git"] == {"sha": entry.git_sha, "dirty": False}
+    assert entry.git_dirty is False
+
+
 def test_the_list_reads_well_at_80_columns(made: Workspace, params: Path) -> None:
     result = CliRunner().invoke(main, ["audit", "versions", "--params", str(params)])
     lines = result.stdout.splitlines()

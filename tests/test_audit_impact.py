@@ -12,10 +12,10 @@ from conftest import FakeEngine
 from udrl_pipeline import corpus
 from udrl_pipeline.audit.impact import Impact, impact_of_intent, impact_of_row, impact_of_run, impact_of_source
 from udrl_pipeline.cli import main
-from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.errors import CorruptArtifact, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.settings import Settings
-from udrl_pipeline.store.names import SEEN_FILE
+from udrl_pipeline.store.names import ROW_COLUMNS, SEEN_FILE
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -27,8 +27,8 @@ def put(workspace: Workspace, asset: str, version: str, parents: dict[str, str],
             frame.to_parquet(folder / name)
 
     return workspace.record(
-        asset, version=version, fingerprint=version, code_version="c", rows=1, params={}, parents=parents, write=write,
-        **({"facts": {}} | more),  # type: ignore[arg-type]
+        asset, version=version, fingerprint=version, code_version="c", rows=1, parents=parents, write=write,
+        **({"facts": {}, "params": {}} | more),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -102,6 +102,16 @@ def test_a_row_that_was_set_aside_reached_no_student(workspace: Workspace) -> No
     ]
 
 
+def test_a_table_that_cannot_be_read_is_a_typed_error_and_one_that_is_gone_is_told(workspace: Workspace) -> None:
+    key = first_rows(workspace).row_key.iloc[0]
+    file = workspace.version_folder("labeled_dataset", "d2") / "rows.parquet"
+    file.write_bytes(bytes(500))
+    with pytest.raises(CorruptArtifact, match=r"d2: files differ from the manifest: rows.parquet \(changed\)(.|\n)*udrl audit verify"):
+        impact_of_row(workspace, key)
+    file.unlink()
+    assert dict(told(impact_of_row(workspace, key)))["d2"] == "its table is gone: whether it holds them is not known"
+
+
 def test_an_idea_leads_to_the_ideas_the_rows_and_all_that_was_made_from_them(workspace: Workspace) -> None:
     idea = intents.read_intents(workspace, workspace.parents("intents")["intents"])[0]
     found = impact_of_intent(workspace, f"  {idea.text.upper()} ")
@@ -169,6 +179,21 @@ def test_the_command_marks_what_is_current_and_gives_json(workspace: Workspace, 
         "s2": True,
         "f2": True,
     }
+
+
+def test_a_row_is_named_by_the_first_digits_of_its_key(workspace: Workspace, params: Path) -> None:
+    def run(command: str, key: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["audit", command, "--row", key, "--params", str(params)])
+        return result.exit_code, " ".join((result.stdout + result.stderr).split())
+
+    key = first_rows(workspace).row_key.iloc[0]
+    assert run("impact", key[:12]) == run("impact", key)
+    assert run("trace", key[:12]) == run("trace", key)
+    with workspace.database.writer() as connection:
+        columns = ", ".join(ROW_COLUMNS[1:])
+        connection.execute(f"INSERT INTO rows (row_key, {columns}) SELECT ?, {columns} FROM rows WHERE row_key = ?", [f"{key[:12]}x", key])
+    code, told = run("impact", key[:12])
+    assert (code, f"'{key[:12]}' is more than one row -> say which: {key}, {key[:12]}x" in told) == (2, True)
 
 
 def test_two_questions_at_once_are_a_typed_error(params: Path) -> None:

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 
 from conftest import FakeEngine
 from student_fake import record_student
+from test_audit_impact import put
 from udrl_pipeline import audit, corpus
+from udrl_pipeline.audit.stored import stored_otherwise
 from udrl_pipeline.audit.verify import Fault, verify
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import UdrlError
@@ -58,7 +60,8 @@ def test_what_nobody_touched_has_no_fault(made: Workspace) -> None:
         (lambda at: (at / "rows.parquet").unlink(), "rows.parquet (missing)"),
         (lambda at: (at / "notes.txt").touch(), "notes.txt (unknown)"),
         (lambda at: (at / "manifest.json").write_text("{"), "no readable manifest"),
-        (lambda at: shutil.rmtree(at), "no readable manifest"),
+        (lambda at: (at / "manifest.json").unlink(), "its manifest is missing"),
+        (lambda at: shutil.rmtree(at), "its folder is missing"),
     ],
 )
 def test_a_touched_folder_is_named(made: Workspace, harm: Callable[[Path], object], what: str) -> None:
@@ -98,6 +101,36 @@ def test_a_manifest_that_tells_another_story_than_the_ledger_is_named(made: Work
     manifest["params"]["temperature"] = 0.1
     (at / "manifest.json").write_text(json.dumps(manifest))
     assert verify(made) == [Fault("teacher_corpus", at.name, "the manifest's params are not the ledger's")]
+
+
+@pytest.mark.parametrize("name", ["created_at", "run_id", "git", "facts"])
+def test_a_manifest_whose_own_story_was_edited_is_named(made: Workspace, name: str) -> None:
+    at = folder(made)
+    manifest = json.loads((at / "manifest.json").read_text())
+    (at / "manifest.json").write_text(json.dumps(manifest | {name: "another"}))
+    assert verify(made) == [
+        Fault("teacher_corpus", at.name, "its manifest was edited: when, at which commit or by which run it was made, or its facts")
+    ]
+
+
+def test_what_stands_beside_the_versions_is_named(made: Workspace) -> None:
+    (made.folder / "teacher_corpus" / "stray").mkdir()
+    (made.folder / "intents" / "notes.txt").touch()
+    (made.folder / "list.csv").touch()
+    (made.folder / "current" / "intents").mkdir(parents=True)  # copies have a place of their own
+    (made.folder / "intents" / ".c0ffee.12").mkdir()  # work in progress
+    assert verify(made) == [
+        Fault("intents", "notes.txt", "is no version: it has no manifest, and is not in the ledger"),
+        Fault("teacher_corpus", "stray", "is no version: it has no manifest, and is not in the ledger"),
+        Fault("", "list.csv", "is no file of the store"),
+    ]
+
+
+def test_versions_without_a_ledger_are_one_error(made: Workspace) -> None:
+    made.database.compact()
+    Path(made.database.where).unlink()
+    with pytest.raises(UdrlError, match=r"udrl.duckdb: there is no ledger here(.|\n)*restore the file"):
+        verify(Workspace(made.settings))
 
 
 CHAIN = "its row in the ledger, or the one before it, was edited, removed or slipped in"
@@ -169,6 +202,54 @@ def test_the_command_ends_with_1_where_something_was_touched(made: Workspace, pa
         {"asset": "teacher_corpus", "version": at.name, "what": "files differ from the manifest: rows.parquet (missing)"}
     ]
     assert "rows.parquet (missing)" in " ".join(CliRunner().invoke(main, [*arguments, at.name]).stdout.split())
+
+
+@pytest.mark.parametrize("change", ["git_sha = 'f'", "git_dirty = NOT git_dirty", "params = '{}'", "started_at = now()"])
+def test_an_edited_run_is_named(made: Workspace, change: str) -> None:
+    edit(made, f"UPDATE runs SET {change} WHERE run_id = 'run-6'")
+    assert verify(made) == [Fault("runs", "run-6", "its row in the ledger was edited")]
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM runs WHERE run_id = 'run-7'", "UPDATE runs SET git_sha = 'f', seal = NULL"])
+def test_a_run_that_is_gone_or_has_lost_its_seal_no_longer_fits_the_versions_that_it_made(made: Workspace, statement: str) -> None:
+    edit(made, statement)
+    assert {fault.what for fault in verify(made)} == {CHAIN}
+
+
+def test_a_run_from_before_runs_were_sealed_is_no_fault(made: Workspace) -> None:
+    edit(made, "UPDATE runs SET seal = NULL; UPDATE versions SET seal = NULL")
+    assert verify(made) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("UPDATE rows SET text = text || '!' WHERE row_key = '{key}'", "the store holds otherwise 1 of its rows: {key}"),
+        ("UPDATE rows SET source = 'me' WHERE row_key = '{key}'", "the store holds otherwise 1 of its rows: {key}"),
+        ("DELETE FROM rows WHERE row_key = '{key}'", "the store lacks 1 of its rows: {key}"),
+    ],
+)
+def test_a_row_of_the_store_that_is_not_what_was_published_is_named(made: Workspace, statement: str, what: str) -> None:
+    at = folder(made)
+    key = pd.read_parquet(at / "rows.parquet").row_key[1]
+    edit(made, statement.format(key=key))
+    assert verify(made) == [Fault("teacher_corpus", at.name, what.format(key=key))]
+
+
+def test_a_score_that_is_not_what_the_newest_dataset_holds_is_named(made: Workspace) -> None:
+    rows = pd.read_parquet(folder(made) / "rows.parquet")[["row_key"]].assign(relevance=0.5)
+    with made.database.writer() as connection:
+        connection.register("scored", rows)
+        connection.execute("INSERT INTO scores SELECT row_key, 'scorer', relevance FROM scored")
+    put(made, "labeled_dataset", "d1", {}, {"notes.parquet": rows}, params={"scorer": "scorer"})
+    put(made, "labeled_dataset", "d2", {}, {"rows.parquet": rows}, params={"scorer": "scorer"})
+    assert list(stored_otherwise(made)) == []
+    one, two = sorted(rows.row_key)[:2]
+    edit(made, f"UPDATE scores SET relevance = 0.9 WHERE row_key = '{one}'; DELETE FROM scores WHERE row_key = '{two}'")
+    assert [(made.version, what) for made, what in stored_otherwise(made)] == [
+        ("d2", f"the store lacks the scores of 1 of its rows: {two}"),
+        ("d2", f"the store holds otherwise the scores of 1 of its rows: {one}"),
+    ]
 
 
 def test_rows_that_the_ledger_counts_otherwise_are_named(made: Workspace) -> None:

@@ -15,6 +15,7 @@ from udrl_pipeline.errors import UdrlError
 if TYPE_CHECKING:
     from udrl_pipeline.audit.impact import Touched
     from udrl_pipeline.audit.lineage import RowTrace
+    from udrl_pipeline.audit.losses import Losses
     from udrl_pipeline.store.workspace import Version
 
 
@@ -43,9 +44,10 @@ for act in (audit_checkout, audit_export, audit_forget):
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of the list.")
 @settings_options
 def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
-    """List the versions of ASSET (default: of all assets), the newest first: what each was made from, by which run, and what
-    was set otherwise than for the version before it."""
+    """List the versions of ASSET (default: of all assets), the newest first: what each was made from, by which run (and by which it
+    was found again last), and what was set otherwise than for the version before it."""
     from udrl_pipeline.audit import versions
+    from udrl_pipeline.audit.changes import in_yaml
     from udrl_pipeline.audit.history import history
     from udrl_pipeline.store.workspace import Workspace
 
@@ -56,16 +58,21 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
         return
     for entry in found:
         verdict = "  FAIL" if entry.version.verdict == "FAIL" else "  *" if entry.current else ""
-        click.echo(_line(0, entry.version) + verdict)
+        click.echo(_line(0, entry.version, entry.lost) + verdict)
         if entry.state:
             click.echo(f"  state    {'in use' if entry.state == 'current' else entry.state}")
         for parent, version in sorted(entry.version.parents.items()):
             click.echo(f"  from     {parent} {version}")
-        at = f"  at git {entry.git_sha[:12]}{' with uncommitted changes' * entry.git_dirty}" if entry.git_sha else ""
-        click.echo(f"  run      {entry.version.run_id}{at}")
+        click.echo(f"  run      {entry.first.run_id}{_at_git(*entry.first_git)}")
+        if entry.version.run_id != entry.first.run_id:
+            click.echo(f"  again    {entry.version.run_id}{_at_git(entry.git_sha, entry.git_dirty)}")
         for change in entry.changes:
-            click.echo(cli_output.wrapped("  changed  ", printable(f"{change.name}: {change.before} -> {change.after}")))
+            click.echo(cli_output.wrapped("  changed  ", printable(f"{change.name}: {in_yaml(change.before)} -> {in_yaml(change.after)}")))
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
+
+
+def _at_git(sha: str, dirty: bool) -> str:
+    return f"  at git {sha[:12]}{' with uncommitted changes' * dirty}" if sha else ""
 
 
 @audit.command("quarantine", short_help="What was set aside, and why.")
@@ -94,9 +101,14 @@ def audit_quarantine(as_json: bool, **chosen: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of the faults instead of the table.")
 @settings_options
 def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
-    """Recompute every hash: of the folders, of their rows, and of the ledger's chain. VERSION looks at one version alone.
+    """Recompute every hash: of the folders, of their rows, and of the ledger's chain (versions, their parents and checks, runs,
+    tombstones, promotions); and compare the store's rows (task, idea, text, source, run) and scores with those that the newest
+    versions hold. VERSION looks at one version alone.
 
     Names what was changed, is missing or does not belong, and then ends with exit code 1.
+
+    Not guarded: why rows were set aside (quarantine), what else the store tells of a row, and rows and scores that no newest version
+    holds. Nor does a seal keep out who writes the whole ledger anew: keep a copy of `udrl audit export` elsewhere.
     """
     from udrl_pipeline.audit import resolve, versions
     from udrl_pipeline.audit.verify import verify
@@ -111,7 +123,7 @@ def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
         cli_output.show_table(("asset", "version", "what is wrong"), [(f.asset, f.version, f.what) for f in faults])
     else:
         looked_at = 1 if only else len(versions(workspace))
-        click.echo(f"{looked_at} version{'s' if looked_at != 1 else ''}: nothing was touched")
+        click.echo(f"{cli_output.counted(looked_at, 'version')}: nothing was touched")
     if faults:
         raise click.exceptions.Exit(1)
 
@@ -124,7 +136,9 @@ def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
 def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     """Tell what changed from version BEFORE to version AFTER of an asset, and why: settings, code, and what it was made from."""
     from udrl_pipeline.audit import resolve
+    from udrl_pipeline.audit.changes import in_yaml
     from udrl_pipeline.audit.difference import difference
+    from udrl_pipeline.audit.losses import size
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
@@ -132,7 +146,7 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     if as_json:
         click.echo(to_json(found.as_dict()))
         return
-    click.echo(f"{found.a.asset}  {found.a.version} -> {found.b.version}  ({found.a.rows:,} -> {found.b.rows:,} rows)")
+    click.echo(f"{found.a.asset}  {found.a.version} -> {found.b.version}  ({size(found.a, found.lost)} -> {size(found.b, found.lost)})")
     if causes := found.causes():
         cli_output.show_table(("why", "", "before -> after"), causes)
     if found.rows:
@@ -147,19 +161,20 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     elif not causes and not found.facts:
         click.echo("the same")
     if found.facts:
-        cli_output.show_table(("figure", "before", "after"), [(c.name, str(c.before), str(c.after)) for c in found.facts])
+        cli_output.show_table(("figure", "before", "after"), [(c.name, in_yaml(c.before), in_yaml(c.after)) for c in found.facts])
 
 
 @audit.command("trace", short_help="What a version was made from, and what from it.")
 @click.argument("version", required=False)
-@click.option("--row", metavar="KEY", help="Follow one row instead of a version.")
+@click.option("--row", metavar="KEY", help="Follow one row instead of a version; the first digits of its key suffice.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tree.")
 @settings_options
 def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: Any) -> None:
     """Follow VERSION up to the teacher's weights and the files of ideas, and down to the reports made from it."""
     from udrl_pipeline.audit import lineage, resolve
     from udrl_pipeline.audit.book import Book
-    from udrl_pipeline.audit.rows import rows_of
+    from udrl_pipeline.audit.losses import losses
+    from udrl_pipeline.audit.rows import rows_of, whole_key
     from udrl_pipeline.store.workspace import Workspace
 
     if (version is None) == (row is None):
@@ -167,36 +182,39 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     workspace = Workspace(read_settings(**chosen))
     book = Book(workspace)
     if row:
-        _show_row(lineage.trace_row(workspace, book, row), as_json)
+        _show_row(lineage.trace_row(workspace, book, whole_key(workspace, row)), as_json)
         return
     start = resolve(workspace, version or "")
     up, down = lineage.upwards(book, start), lineage.downwards(book, start)
-    read = rows_of(workspace, start)
+    read, lost = rows_of(workspace, start), losses(book, workspace.tombstones())
     if as_json:
         trained_on = {"trained_on": dict(zip(read.row_key, read.times.tolist(), strict=True))} if read is not None else {}
         decided = lineage.decisions(workspace)
-        click.echo(to_json({"up": up.as_dict(decided), "down": down.as_dict(decided), **trained_on}))
+        click.echo(to_json({"up": up.as_dict(decided, lost), "down": down.as_dict(decided, lost), **trained_on}))
         return
     click.echo("made from")
     for depth, found, again in up.walk(1):
-        click.echo(_line(depth, found) + ("  (as above)" if again else ""))
+        click.echo(_line(depth, found, lost) + ("  (as above)" if again else ""))
         if again:
             continue
         for name, value in lineage.origin(found).items():
             told = printable(value) if isinstance(value, str) else to_json(value)
-            click.echo(f"{'  ' * (depth + 1)}{name}: {told}")
+            click.echo(cli_output.wrapped(f"{'  ' * (depth + 1)}{name}: ", told))
     if read is not None:
-        click.echo(f"trained on {len(read):,} rows, {read.times.sum():,} times in all (--json lists their keys)")
+        times = cli_output.counted(int(read.times.sum()), "time")
+        click.echo(f"trained on {cli_output.counted(len(read), 'row')}, {times} in all (--json lists their keys)")
     for entry in lineage.decisions(workspace).get((start.asset, start.version), []):
         told = f"{entry.action} {entry.version} by {entry.decided_by}, {entry.in_use or 'none'} in use: {entry.reason}"
         click.echo(cli_output.wrapped(f"{entry.created_at.astimezone():%Y-%m-%d %H:%M}  ", printable(told)))
     click.echo("used by" if down.next else "used by nothing")
     for depth, found, again in list(down.walk())[1:]:
-        click.echo(_line(depth, found) + ("  (as above)" if again else ""))
+        click.echo(_line(depth, found, lost) + ("  (as above)" if again else ""))
 
 
-def _line(depth: int, found: "Version") -> str:
-    return f"{'  ' * depth}{found.asset} {found.version}  {found.created_at.astimezone():%Y-%m-%d %H:%M}  {found.rows:,} rows"
+def _line(depth: int, found: "Version", lost: "Losses") -> str:
+    from udrl_pipeline.audit.losses import size
+
+    return f"{'  ' * depth}{found.asset} {found.version}  {found.created_at.astimezone():%Y-%m-%d %H:%M}  {size(found, lost)}"
 
 
 def _show_row(found: "RowTrace", as_json: bool) -> None:
@@ -215,10 +233,16 @@ def _touched_as_dict(touched: "Touched") -> dict[str, Any]:
 
 
 @audit.command("impact", short_help="What a row, an idea, a source or a run has touched.")
-@click.option("--row", metavar="KEY", help="One row.")
+@click.option("--row", metavar="KEY", help="One row; the first digits of its key suffice.")
 @click.option("--intent", metavar="TEXT", help="All rows of an idea.")
-@click.option("--source", metavar="DIGEST", help="All rows that a teacher (by its digest) or a student (student/NAME@VERSION) wrote.")
-@click.option("--run", "run_id", metavar="ID", help="All rows that a run wrote, and the versions that it made.")
+@click.option(
+    "--source",
+    metavar="DIGEST",
+    help="All rows of a teacher (the first digits of its digest suffice) or a student (student/NAME@VERSION).",
+)
+@click.option(
+    "--run", "run_id", metavar="ID", help="All rows that a run wrote, and the versions that it made; the first digits of its id suffice."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @settings_options
 def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str | None, run_id: str | None, **chosen: Any) -> None:
@@ -226,6 +250,7 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
     from udrl_pipeline.audit import impact
     from udrl_pipeline.audit.book import Book
     from udrl_pipeline.audit.history import state_of
+    from udrl_pipeline.audit.rows import whole_key
     from udrl_pipeline.store import promotions
     from udrl_pipeline.store.workspace import Workspace
 
@@ -240,7 +265,7 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
         raise UdrlError("one question at a time", where="udrl audit impact", remedy="give one of --row, --intent, --source, --run")
     workspace = Workspace(read_settings(**chosen))
     ask, value = asked[0]
-    found = ask(workspace, value)
+    found = ask(workspace, whole_key(workspace, value) if row else value)
     book = Book(workspace)
     if as_json:
         states = promotions.states(workspace.promotions())
@@ -252,7 +277,7 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
         ]
         click.echo(to_json({"what": found.what, "rows": found.rows, "touched": touched}))
         return
-    click.echo(f"{printable(found.what)}: {found.rows:,} row{'s' if found.rows != 1 else ''} in the store")
+    click.echo(f"{printable(found.what)}: {cli_output.counted(found.rows, 'row')} in the store")
     rows = [(t.version.asset, t.version.version + "*" * book.is_current(t.version), t.how) for t in found.touched]
     cli_output.show_table(("touched", "version", "how"), rows)
     click.echo("* current" if found.touched else "it has touched nothing")

@@ -10,10 +10,12 @@ from udrl_pipeline import cli_output
 from udrl_pipeline.characters import to_json
 from udrl_pipeline.cli_settings import read_settings, settings_options
 from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.store import names
 
 if TYPE_CHECKING:
     from udrl_pipeline.audit.forget import Forgetting
-    from udrl_pipeline.store.workspace import Workspace
+    from udrl_pipeline.audit.impact import Touched
+    from udrl_pipeline.store.workspace import Version, Workspace
 
 
 @click.command("checkout", short_help="Have an old version back, in a project of its own.")
@@ -25,19 +27,40 @@ def audit_checkout(version: str, to: Path, as_json: bool, **chosen: Any) -> None
     """Write VERSION, all that it was made from and its settings to DIR: a project that trains from that version, not the newest."""
     from udrl_pipeline.audit import resolve
     from udrl_pipeline.audit.checkout import checkout
+    from udrl_pipeline.audit.losses import lost_rows, size
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
     made = checkout(workspace, resolve(workspace, version), to)
     if as_json:
-        versions = [{"asset": v.asset, "version": v.version, "rows": v.rows} for v in made.versions]
+        versions = [
+            {"asset": v.asset, "version": v.version, "rows": v.rows}
+            | ({"forgotten": lost_rows(v, made.lost)} if (v.asset, v.version) in made.lost else {})
+            for v in made.versions
+        ]
         click.echo(json.dumps({"folder": str(to), "versions": versions, "git_sha": made.git_sha, "git_dirty": made.git_dirty}))
         return
-    cli_output.show_table(("asset", "version", "rows"), [(v.asset, v.version, f"{v.rows:,}") for v in made.versions], right=("rows",))
+    cli_output.show_table(("asset", "version", "holds"), [(v.asset, v.version, size(v, made.lost)) for v in made.versions])
     if made.git_sha:
         dirty = ", with changes that were not committed" if made.git_dirty else ""
         click.echo(cli_output.wrapped("", f"made at git {made.git_sha}{dirty}: other code makes other versions"))
-    click.echo(cli_output.wrapped("", f"in {to}: `udrl run --select student/udrl` trains on them, `udrl audit trace` shows it"))
+    click.echo(cli_output.wrapped("", f"in {to}: {_next_step(made.versions[-1])}, `udrl audit trace {made.versions[-1].asset}` shows it"))
+
+
+def _next_step(version: "Version") -> str:
+    """What a project is good for whose newest version is this one."""
+    asset, recipe = version.asset, version.asset.partition("/")[2]
+    if asset.startswith(names.EXPORTS):
+        return f"artifacts/{asset}/{version.version} is the export"
+    if names.is_student(asset):
+        return f"`udrl generate --recipe {recipe}` writes with it"
+    if asset == names.REPORT:
+        return f"artifacts/{asset}/{version.version}/report.html is the report"
+    if asset in (names.INTENTS, names.CORPUS, names.DATASET):
+        return "`udrl run --select student/udrl` trains on them"
+    if asset == names.EXPLORED:
+        return "`udrl run --select student/udrl-rounds` trains on them"
+    return "`udrl run` goes on from it"
 
 
 @click.command("export", short_help="Write the ledger for other catalogues.")
@@ -48,7 +71,6 @@ def audit_checkout(version: str, to: Path, as_json: bool, **chosen: Any) -> None
 def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) -> None:
     """Write the ledger for other catalogues: OpenLineage events, one a line, or one JSON object."""
     from udrl_pipeline.audit import export
-    from udrl_pipeline.store.database import typed_errors
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
@@ -59,25 +81,29 @@ def audit_export(kind: str, namespace: str, output: Path | None, **chosen: Any) 
     if output is None:
         click.echo("\n".join(lines))
         return
-    with typed_errors(output):
+    try:
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    click.echo(f"{len(lines):,} line{'s' if len(lines) != 1 else ''} in {output}")
+    except OSError as error:
+        raise UdrlError(f"cannot be written ({error.strerror})", where=str(output), remedy="name another --output") from error
+    click.echo(f"{cli_output.counted(len(lines), 'line')} in {output}")
 
 
 @click.command("forget", short_help="Take an idea or a row out for good.")
 @click.option("--intent", metavar="TEXT", help="An idea, with all its rows.")
-@click.option("--row", metavar="KEY", help="One row.")
+@click.option("--row", metavar="KEY", help="One row; the first digits of its key suffice.")
 @click.option("--reason", metavar="TEXT", help="Why; it stays in the ledger.")
 @click.option("--yes", is_flag=True, help="Do not ask again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @settings_options
 def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: bool, as_json: bool, **chosen: Any) -> None:
-    """Take an idea or a row out for good: out of the store, the published tables and the reports. This cannot be undone.
+    """Take an idea or a row out for good: out of the store, the published tables and the reports that show it, which are deleted; the
+    next run makes one again. This cannot be undone.
 
-    A tombstone with the reason stays, the next runs honour it, and what must be trained again is named. Without options: list
-    what was forgotten.
+    A tombstone with the reason stays, the next runs honour it, and what must be trained again is named; so is what is not
+    touched. Without options: list what was forgotten, and who has learned from it.
     """
     from udrl_pipeline.audit.forget import forget_intent, forget_row
+    from udrl_pipeline.audit.rows import whole_key
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
@@ -86,6 +112,7 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
         return
     if (intent is not None and row is not None) or not (reason or "").strip():
         raise UdrlError("one idea or one row, and a reason", where="udrl audit forget", remedy="give --intent or --row, and --reason")
+    row = whole_key(workspace, row) if row else row
     if not yes:
         click.confirm(f"Delete {f'the idea {intent!r} and all its rows' if intent else f'row {row}'} for good?", abort=True, err=True)
     assert reason is not None, "it was looked at above"
@@ -94,11 +121,10 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
         click.echo(json.dumps(_as_dict(workspace, done)))
         return
     stone = done.tombstone
-    click.echo(f"tombstone {stone.number}: {len(stone.row_keys):,} rows deleted, {len(stone.files):,} files rewritten or deleted")
+    rows, files = cli_output.counted(len(stone.row_keys), "row"), cli_output.counted(len(stone.files), "file")
+    click.echo(f"tombstone {stone.number}: {rows} deleted, {files} rewritten or deleted")
     if done.learned:
-        rows = [(t.version.asset, t.version.version + _mark(workspace, t.version), t.how) for t in done.learned]
-        cli_output.show_table(("must be trained again", "version", "because"), rows)
-        click.echo("* current: `udrl run` (--select for other recipes) trains it again; do not use the others any more")
+        _show_learned(workspace, "must be trained again", done.learned)
     for version in _in_use(workspace, done):
         told = f"in use: {version}; the next run puts a newer one into use, or `udrl students promote` another now"
         click.echo(cli_output.wrapped("", told))
@@ -109,9 +135,17 @@ def audit_forget(intent: str | None, row: str | None, reason: str | None, yes: b
 
 #: Where the pipeline does not reach.
 REMAINS = (
-    "Not touched: your own files of ideas, report.html and other copies of versions (`--copy-to`, checkouts, DVC's cache and remotes), "
-    "backups, and the samples in Dagster's history of runs."
+    "Not touched: your own files of ideas; copies of report.html and of versions (`--copy-to`, checkouts, DVC's cache and remotes); "
+    "backups; the samples in Dagster's history of runs; and, in the students and exports above, their weights and single words of it in "
+    "words.json."
 )
+AGAIN = "* current: `udrl run` (--select for other recipes) trains it again; do not use the others any more"
+
+
+def _show_learned(workspace: "Workspace", title: str, learned: "list[Touched]") -> None:
+    rows = [(t.version.asset, t.version.version + _mark(workspace, t.version), t.how) for t in learned]
+    cli_output.show_table((title, "version", "because"), rows)
+    click.echo(cli_output.wrapped("", AGAIN))
 
 
 def _mark(workspace: "Workspace", version: Any) -> str:
@@ -132,26 +166,29 @@ def _as_dict(workspace: "Workspace", done: "Forgetting") -> dict[str, Any]:
         "tombstone": done.tombstone.number,
         "rows": len(done.tombstone.row_keys),
         "files": [file._asdict() for file in done.tombstone.files],
-        "learned": [
-            {"asset": t.version.asset, "version": t.version.version, "how": t.how, "current": bool(_mark(workspace, t.version))}
-            for t in done.learned
-        ],
+        "learned": _learned_as_dicts(workspace, done.learned),
         "reports": done.reports,
         "in_use": _in_use(workspace, done),
     }
 
 
+def _learned_as_dicts(workspace: "Workspace", learned: "list[Touched]") -> list[dict[str, Any]]:
+    return [
+        {"asset": t.version.asset, "version": t.version.version, "how": t.how, "current": bool(_mark(workspace, t.version))}
+        for t in learned
+    ]
+
+
 def _list_forgotten(workspace: "Workspace", as_json: bool) -> None:
     from udrl_pipeline.audit.book import Book
-    from udrl_pipeline.store.names import STUDENTS
-    from udrl_pipeline.student.training import has_learned_forgotten
+    from udrl_pipeline.audit.impact import learned_forgotten
 
     stones = workspace.tombstones()
-    tainted = [v for v in Book(workspace).current.values() if v.asset.startswith(STUDENTS) and has_learned_forgotten(workspace, v)]
+    learned = learned_forgotten(workspace, Book(workspace), stones)
     if as_json:
         listed = [{"number": s.number, "kind": s.kind, "subject": s.subject, "reason": s.reason, "rows": len(s.row_keys),
                    "created_at": s.created_at.isoformat()} for s in stones]  # fmt: skip
-        click.echo(json.dumps({"forgotten": listed, "train_again": [{"asset": v.asset, "version": v.version} for v in tainted]}))
+        click.echo(json.dumps({"forgotten": listed, "train_again": _learned_as_dicts(workspace, learned)}))
         return
     if not stones:
         click.echo("nothing was forgotten")
@@ -162,5 +199,5 @@ def _list_forgotten(workspace: "Workspace", as_json: bool) -> None:
             (str(s.number), f"{s.created_at.astimezone():%Y-%m-%d %H:%M}", s.kind, s.subject[:12], f"{len(s.row_keys):,}", s.reason)
         )
     cli_output.show_table(("no.", "time", "kind", "subject", "rows", "reason"), rows, right=("rows",))
-    for version in tainted:
-        click.echo(f"train again: {version.asset} {version.version} has learned from it")
+    if learned:
+        _show_learned(workspace, "has learned from it", learned)

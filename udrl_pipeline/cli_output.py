@@ -163,6 +163,11 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
     Console(highlight=False).print(table)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
 def wrapped(start: str, text: str) -> str:
     """A line that begins with `start`, broken at 80 columns, what follows standing below the text."""
     return textwrap.fill(text, 80, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False, break_on_hyphens=False)

@@ -58,8 +58,9 @@ def resolve(workspace: Workspace, name: str) -> Version:
     if len(found) == 1:
         return found[0]
     which = ", ".join(f"{v.asset}@{v.version}" for v in found[:5])
+    meant = sorted({v.asset for v in known if v.asset.startswith(f"{name.partition('~')[0]}/")})
     raise UdrlError(
         f"{name!r} is more than one version" if found else f"there is no version {name!r}",
         where=str(workspace.folder),
-        remedy=f"say which: {which}" if found else "`udrl audit versions` lists them",
+        remedy=f"say which: {which}" if found else f"say which: {', '.join(meant)}" if meant else "`udrl audit versions` lists them",
     )

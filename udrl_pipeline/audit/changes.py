@@ -1,8 +1,11 @@
 """Settings that differ between two versions."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from udrl_pipeline.versioning import canonical
 
@@ -14,6 +17,14 @@ class Change:
     name: str
     before: Any
     after: Any
+
+
+def in_yaml(value: Any) -> str:
+    """A value as params.yaml could hold it, in one line; `none` where there is none."""
+    if value is None:
+        return "none"
+    dumped = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize, sort_keys=False, allow_unicode=True)
+    return dumped.removesuffix("...\n").strip()
 
 
 def changed_settings(before: Any, after: Any, name: str = "") -> Iterator[Change]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pandas as pd
 import yaml
 
 from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.losses import Losses, losses
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.settings import Settings, load
 from udrl_pipeline.store.database import Connection, typed_errors
@@ -27,11 +30,13 @@ class Checkout:
 
     Attributes:
         versions: What it holds, in the order of the ledger; the last one was asked for.
+        lost: What tombstones have taken out of them; they come as they are now.
         git_sha: The commit at which the version was made; empty where it was made outside of git.
     """
 
     folder: Path
     versions: list[Version]
+    lost: Losses
     git_sha: str
     git_dirty: bool
 
@@ -51,10 +56,29 @@ def checkout(workspace: Workspace, version: Version, to: Path) -> Checkout:
             where="udrl audit checkout",
             remedy="`udrl audit versions` shows each version's verdict",
         )
-    with typed_errors(to):
-        if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise UdrlError("is not empty", where=str(to), remedy="name a new folder")
-        to.mkdir(parents=True, exist_ok=True)
+    with _new_folder(to):
+        return _check_out(workspace, version, to)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """A folder that is as it was before where the block does not come to its end."""
+    there = folder.exists()
+    with typed_errors(folder):
+        if there and (not folder.is_dir() or any(folder.iterdir())):
+            raise UdrlError("is not empty", where=str(folder), remedy="name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for left in folder.iterdir():
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+        if not there:
+            folder.rmdir()
+        raise
+
+
+def _check_out(workspace: Workspace, version: Version, to: Path) -> Checkout:
     book = Book(workspace)
     chosen = [*book.ancestors(version), book.versions[version.asset, version.version]]
     with workspace.database.reader() as connection:
@@ -67,7 +91,7 @@ def checkout(workspace: Workspace, version: Version, to: Path) -> Checkout:
             workspace.check_files(found.asset, found.version)
             shutil.copytree(workspace.version_folder(found.asset, found.version), there.version_folder(found.asset, found.version))
     _copy_ledger(workspace, there, chosen)
-    return Checkout(to, chosen, sha, dirty)
+    return Checkout(to, chosen, losses(book, workspace.tombstones()), sha, dirty)
 
 
 def _params(values: dict[str, Any], settings: Settings, version: Version) -> str:

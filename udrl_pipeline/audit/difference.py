@@ -1,14 +1,18 @@
 """What changed between two versions of an asset, and why: rows by what happened to them, settings, code and parents."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from udrl_pipeline.audit.changes import Change, changed_settings
+from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.changes import Change, changed_settings, in_yaml
+from udrl_pipeline.audit.damage import damage_named
+from udrl_pipeline.audit.losses import Losses, losses
 from udrl_pipeline.errors import UdrlError
+from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
 
 #: The table of each asset that has one, and the column that identifies a row.
@@ -37,6 +41,7 @@ class Difference:
         code: The two code versions, if they differ.
         parents: Parents that differ: name -> (version before, version after); None where there was none.
         facts: Single figures that differ, such as a loss.
+        lost: What tombstones have taken out of the two since they were made. Those rows are compared no more.
     """
 
     a: Version
@@ -47,12 +52,27 @@ class Difference:
     code: tuple[str, str] | None
     parents: dict[str, tuple[str | None, str | None]]
     facts: list[Change] = field(default_factory=list)
+    lost: Losses = field(default_factory=dict)
 
     def causes(self) -> list[tuple[str, str, str]]:
-        """Why they differ: (parent, setting or code; its name; before -> after)."""
+        """Why they differ: (parent, setting, code or tombstone; its name; before -> after)."""
         parents = [("parent", name, f"{a or 'none'} -> {b or 'none'}") for name, (a, b) in self.parents.items()]
-        settings = [("setting", change.name, f"{change.before} -> {change.after}") for change in self.settings]
-        return parents + settings + ([("code", "", " -> ".join(self.code))] if self.code else [])
+        settings = [("setting", change.name, f"{in_yaml(change.before)} -> {in_yaml(change.after)}") for change in self.settings]
+        code = [("code", "", " -> ".join(self.code))] if self.code else []
+        return parents + settings + code + [("tombstone", str(stone.number), told) for stone, told in self._taken_out()]
+
+    def _taken_out(self) -> Iterator[tuple[Tombstone, str]]:
+        """Each tombstone that touched one of the two, and what it took out of which, when and why."""
+        lost = [self.lost.get((version.asset, version.version), ()) for version in (self.a, self.b)]
+        stones = {loss.stone.number: loss.stone for of_it in lost for loss in of_it}
+        for number, stone in sorted(stones.items()):
+            taken = [
+                f"{_rows_told(loss.rows)} out of {version.version}"
+                for version, of_it in zip((self.a, self.b), lost, strict=True)
+                for loss in of_it
+                if loss.stone.number == number
+            ]
+            yield stone, f"took {' and '.join(taken)}, {stone.created_at.astimezone():%Y-%m-%d %H:%M}: {stone.reason}"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
@@ -69,6 +89,11 @@ class Difference:
             "code": self.code,
             "parents": self.parents,
             "facts": [asdict(change) for change in self.facts],
+            "forgotten": [
+                {"tombstone": loss.stone.number, "version": version, "rows": loss.rows, "reason": loss.stone.reason}
+                for (_, version), of_it in self.lost.items()
+                for loss in of_it
+            ],
         }
 
 
@@ -77,6 +102,7 @@ def difference(workspace: Workspace, a: Version, b: Version) -> Difference:
 
     Raises:
         UdrlError: They are versions of different assets, or the files of one are gone.
+        CorruptArtifact: A table cannot be read.
     """
     if a.asset != b.asset:
         raise UdrlError(
@@ -84,7 +110,9 @@ def difference(workspace: Workspace, a: Version, b: Version) -> Difference:
             where="udrl audit diff",
             remedy="name two versions of one asset; `udrl audit trace` shows what each was made from",
         )
-    rows, samples = _rows(workspace, a, b) if a.asset in TABLES else ({}, {})
+    with damage_named(workspace, [(a.asset, a.version), (b.asset, b.version)]):
+        rows, samples = _rows(workspace, a, b) if a.asset in TABLES else ({}, {})
+    lost = losses(Book(workspace), workspace.tombstones())
     names = sorted(a.parents.keys() | b.parents.keys())
     parents = {name: (a.parents.get(name), b.parents.get(name)) for name in names}
     return Difference(
@@ -93,7 +121,12 @@ def difference(workspace: Workspace, a: Version, b: Version) -> Difference:
         code=(a.code_version, b.code_version) if a.code_version != b.code_version else None,
         parents={name: versions for name, versions in parents.items() if versions[0] != versions[1]},
         facts=[change for change in changed_settings(_figures(a.facts), _figures(b.facts)) if change.name not in ("seconds",)],
+        lost={key: lost[key] for key in dict.fromkeys(((a.asset, a.version), (b.asset, b.version))) if key in lost},
     )  # fmt: skip
+
+
+def _rows_told(rows: int | None) -> str:
+    return "some rows" if rows is None else f"{rows:,} row{'s' if rows != 1 else ''}"
 
 
 def _figures(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import pandas as pd
 
 from udrl_pipeline import corpus
 from udrl_pipeline.audit.book import Book
-from udrl_pipeline.audit.impact import Touched, touched_by
+from udrl_pipeline.audit.damage import damage_named
+from udrl_pipeline.audit.impact import Touched, learned_forgotten
 from udrl_pipeline.audit.rows import intents_holding, rows_where, standing
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
@@ -23,7 +24,7 @@ from udrl_pipeline.store import tombstones
 from udrl_pipeline.store.database import Connection, typed_errors
 from udrl_pipeline.store.names import INTENTS_FILE, REPORT, ROWS_FILE
 from udrl_pipeline.store.tables import write_table
-from udrl_pipeline.store.tombstones import ForgottenFile, Kind, Tombstone, subject_of
+from udrl_pipeline.store.tombstones import ForgottenFile, Kind, Tombstone, about, subject_of
 from udrl_pipeline.store.workspace import Workspace
 from udrl_pipeline.versioning import file_sha256
 
@@ -33,7 +34,7 @@ class Forgetting:
     """What was forgotten.
 
     Attributes:
-        learned: The students that were trained on it; those that are current must be trained again.
+        learned: The students that were trained on it, and their exports; those that are current, which come first, must be made again.
         reports: The reports that showed it; they were deleted and are made again by the next run.
     """
 
@@ -71,12 +72,17 @@ def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, rows: d
         before = [stone for stone in workspace.tombstones() if (stone.kind, stone.subject) == (kind, subject)]
         where = standing(workspace, book, rows)
         ideas = intents_holding(workspace, book, intent) if intent else []
+        if not (keys or ideas or before) and (earlier := about(workspace.tombstones(), subject)):
+            raise UdrlError(
+                f"row {subject} was forgotten already: tombstone {earlier[-1].number}, {earlier[-1].reason}",
+                where=workspace.database.where,
+                remedy="`udrl audit forget` lists the tombstones",
+            )
         if not (keys or ideas or before):
             raise UdrlError(
                 f"nothing is known of this {kind}", where=workspace.database.where, remedy="write it as `udrl audit impact` finds it"
             )
         if keys or ideas:
-            learned = [touched for touched in touched_by(workspace, book, where) if touched.learned]
             needles = _needles(workspace, keys, intent)
             tables = [(*key, ROWS_FILE) for key in where.tables] + [(*key, INTENTS_FILE) for key in ideas]
             files = [_rewritten(workspace, *table, keys, subject) for table in tables]
@@ -85,8 +91,6 @@ def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, rows: d
             with workspace.database.writer() as connection:
                 before.append(tombstones.enter(connection, kind, subject, reason, keys, files))
                 _delete(connection, keys, needles)
-        else:
-            learned = []
         for stone in before:  # also what a run that was killed has left undone
             _put_in_place(workspace, stone)
             _publish(workspace, stone)
@@ -95,7 +99,7 @@ def _forget(workspace: Workspace, kind: Kind, subject: str, reason: str, rows: d
                     workspace.enter_holdings(connection, asset, version)
         workspace.database.compact()
     gone = sorted({file.version for stone in before for file in stone.files if file.after is None})
-    return Forgetting(before[-1], learned, gone)
+    return Forgetting(before[-1], learned_forgotten(workspace, book, before), gone)
 
 
 def _needles(workspace: Workspace, keys: list[str], intent: str | None) -> list[str]:
@@ -107,15 +111,18 @@ def _needles(workspace: Workspace, keys: list[str], intent: str | None) -> list[
 def _rewritten(workspace: Workspace, asset: str, version: str, name: str, keys: list[str], subject: str) -> ForgottenFile:
     """Write a table without the rows aside; `_put_in_place` takes it from there."""
     file = workspace.version_folder(asset, version) / name
-    _write_aside(file, keys, subject)
-    return ForgottenFile(asset, version, name, file_sha256(file), file_sha256(_aside(file)))
+    with damage_named(workspace, [(asset, version)]):
+        rows = _write_aside(file, keys, subject)
+    return ForgottenFile(asset, version, name, file_sha256(file), file_sha256(_aside(file)), rows)
 
 
-def _write_aside(file: Path, keys: Sequence[str], subject: str) -> None:
+def _write_aside(file: Path, keys: Sequence[str], subject: str) -> int:
+    """Returns how many rows it does without."""
     frame = pd.read_parquet(file)
     gone = frame.intent_key.map(subject_of) == subject if file.name == INTENTS_FILE else frame.row_key.isin(keys)
     with typed_errors(file):
         write_table(frame[~gone].reset_index(drop=True), _aside(file))
+    return int(gone.sum())
 
 
 def _aside(file: Path) -> Path:

@@ -1,11 +1,12 @@
 """Each version with the run that made it and what it was made differently from the one before it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from udrl_pipeline.audit.book import Book
 from udrl_pipeline.audit.changes import Change, changed_settings
+from udrl_pipeline.audit.losses import Losses, losses, lost_rows
 from udrl_pipeline.store import promotions
 from udrl_pipeline.store.names import is_student
 from udrl_pipeline.store.promotions import Promotion, State
@@ -17,28 +18,40 @@ class Entry:
     """A version in the history of its asset.
 
     Attributes:
-        git_sha: The commit at which its run stood; empty outside of git, or where the run is not in the ledger.
+        git_sha: The commit at which the run stood that last made it, or found it again; empty outside of git, or where the run is
+            not in the ledger.
         git_dirty: Whether tracked files differed from that commit.
+        first: The making that wrote its files, of which its manifest tells.
+        first_git: The commit and whether files differed, of that making.
         before: The version of the asset that was made before it; None for the first.
         changes: Settings that differ from that version's, and `code` where its code does.
         state: How a student stands (current: in use); None of other assets.
+        lost: What tombstones have taken out of versions since they were made.
     """
 
     version: Version
     current: bool
     git_sha: str
     git_dirty: bool
+    first: Version
+    first_git: tuple[str, bool]
     before: str | None
     changes: list[Change]
     state: State | None = None
+    lost: Losses = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         v = self.version
         return {
             "asset": v.asset, "version": v.version, "created_at": v.created_at.isoformat(), "rows": v.rows, "verdict": v.verdict,
             "parents": v.parents, "run_id": v.run_id, "git_sha": self.git_sha, "git_dirty": self.git_dirty, "params": v.params,
+            "first_made": {
+                "run_id": self.first.run_id, "created_at": self.first.created_at.isoformat(),
+                "git_sha": self.first_git[0], "git_dirty": self.first_git[1],
+            },
             "code_version": v.code_version, "facts": v.facts, "files": v.files, "current": self.current, "before": self.before,
             **({"state": self.state} if self.state else {}),
+            **({"forgotten": lost_rows(v, self.lost)} if (v.asset, v.version) in self.lost else {}),
             "changes": [{"name": c.name, "before": c.before, "after": c.after} for c in self.changes],
         }  # fmt: skip
 
@@ -46,20 +59,25 @@ class Entry:
 def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
     """The entries of versions, in their order."""
     book, states = Book(workspace), promotions.states(workspace.promotions())
+    lost = losses(book, workspace.tombstones())
     with workspace.database.reader() as connection:
         runs = {run: (sha, dirty) for run, sha, dirty in connection.execute("SELECT run_id, git_sha, git_dirty FROM runs").fetchall()}
     before: dict[tuple[str, str], Version] = {}
     last: dict[str, Version] = {}
+    first: dict[tuple[str, str, str], Version] = {}
     for made in book.makings:
+        first.setdefault((made.asset, made.version, made.manifest), made)
         if made.asset in last and last[made.asset].version != made.version:
             before[made.asset, made.version] = last[made.asset]
         last[made.asset] = made
     return [
         Entry(
             version, book.is_current(version), *runs.get(version.run_id, ("", False)),
+            (wrote := first[version.asset, version.version, version.manifest]), runs.get(wrote.run_id, ("", False)),
             earlier.version if (earlier := before.get((version.asset, version.version))) else None,
             _changes(earlier, version) if earlier else [],
             state_of(version, states),
+            lost,
         )
         for version in versions
     ]  # fmt: skip

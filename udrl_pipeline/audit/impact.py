@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from udrl_pipeline.audit.book import Book, Key
-from udrl_pipeline.audit.rows import Rows, Standing, intents_holding, rows_where, set_aside, standing
+from udrl_pipeline.audit.losses import losses
+from udrl_pipeline.audit.rows import Rows, Standing, intents_holding, rows_where, set_aside, standing, standing_before
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.intents import normalise
 from udrl_pipeline.store.names import CORPUS, EXPORTS, REPORT, SEEN_FILE, STUDENTS
-from udrl_pipeline.store.tombstones import subject_of
+from udrl_pipeline.store.tombstones import Tombstone, about, subject_of
 from udrl_pipeline.store.workspace import Version, Workspace
 
 BY_ROW, BY_INTENT = "row_key = ?", "intent_key = ?"
@@ -41,19 +42,19 @@ class Impact:
 
 
 def impact_of_row(workspace: Workspace, key: str) -> Impact:
-    """What one row has touched.
+    """What one row has touched, also where it was forgotten since.
 
     Raises:
-        UdrlError: There is no such row.
+        UdrlError: There never was such a row.
     """
     return _of_rows(workspace, f"row {key}", BY_ROW, key, remedy="row keys stand in the versions' rows.parquet")
 
 
 def impact_of_intent(workspace: Workspace, text: str) -> Impact:
-    """What the rows of an idea have touched.
+    """What the rows of an idea have touched, also where it was forgotten since.
 
     Raises:
-        UdrlError: No row was made for it.
+        UdrlError: Nothing was ever made for it.
     """
     return _of_rows(workspace, f"idea {text!r}", BY_INTENT, normalise(text), remedy="write the idea as its file has it")
 
@@ -65,17 +66,39 @@ def _of_rows(workspace: Workspace, what: str, condition: str, value: str, remedy
         where = standing(workspace, book, rows)
     ideas = holding.result() if holding else []
     if not rows and not ideas:
-        subject = subject_of(value) if condition == BY_INTENT else value
-        stones = [stone for stone in workspace.tombstones() if stone.subject == subject]
-        gone = f" any more: tombstone {stones[-1].number}, {stones[-1].reason}" if stones else ""
-        raise UdrlError(f"there is no {what}{gone}", where=workspace.database.where, remedy=remedy)
+        if stones := about(workspace.tombstones(), subject_of(value) if condition == BY_INTENT else value):
+            return _of_forgotten(workspace, book, what, stones)
+        raise UdrlError(f"there is no {what}", where=workspace.database.where, remedy=remedy)
     found = {key: Touched(book.versions[key], "holds the idea") for key in ideas}
     found |= {key: Touched(book.versions[key], _held(held)) for key, held in where.tables.items()}
+    found |= {key: Touched(book.versions[key], "its table is gone: whether it holds them is not known") for key in where.unknown}
     for asset, version, _, reason in set_aside(workspace, list(rows)):
         if (asset, version) in book.versions:
             found.setdefault((asset, version), Touched(book.versions[asset, version], f"set aside: {reason}"))
     found |= {(t.version.asset, t.version.version): t for t in touched_by(workspace, book, where)}
     return Impact(what, len(rows), [found[key] for key in book.versions if key in found])
+
+
+def _of_forgotten(workspace: Workspace, book: Book, what: str, stones: list[Tombstone]) -> Impact:
+    """What it had touched when it was forgotten, and what was made of that since: tombstones keep the keys of its rows."""
+    where = standing_before(workspace, book, stones)
+    found: dict[Key, Touched] = {}
+    for key, of_it in losses(book, stones).items():
+        held = "showed it" if of_it[-1].deleted else f"held {_rows(of_it[-1].rows)}" if key in where.tables else "held the idea"
+        found[key] = Touched(book.versions[key], f"{held} until tombstone {of_it[-1].stone.number}{', deleted' * of_it[-1].deleted}")
+    for asset, version, _, reason in set_aside(workspace, sorted({key for stone in stones for key in stone.row_keys})):
+        if (asset, version) in book.versions:
+            found.setdefault((asset, version), Touched(book.versions[asset, version], f"set aside: {reason}"))
+    for touched in touched_by(workspace, book, where):
+        found.setdefault((touched.version.asset, touched.version.version), touched)
+    told = ", ".join(f"tombstone {stone.number}: {stone.reason}" for stone in stones)
+    return Impact(f"{what}, forgotten ({told})", 0, [found[key] for key in book.versions if key in found])
+
+
+def learned_forgotten(workspace: Workspace, book: Book, stones: list[Tombstone]) -> list[Touched]:
+    """The students and exports that have learned what tombstones took out; the current ones first."""
+    found = [touched for touched in touched_by(workspace, book, standing_before(workspace, book, stones)) if touched.learned]
+    return sorted(found, key=lambda touched: not book.is_current(touched.version))
 
 
 def impact_of_source(workspace: Workspace, digest: str) -> Impact:
@@ -114,7 +137,7 @@ def _of_holdings(workspace: Workspace, column: str, digits: str) -> Impact:
             where=workspace.database.where,
             remedy=f"say which: {', '.join(sorted(names)[:5])}" if names else f"`udrl audit trace VERSION` shows each version's {what}",
         )
-    found = {(asset, version): Touched(book.versions[asset, version], f"holds {rows:,} rows") for asset, version, _, rows in held}
+    found = {(asset, version): Touched(book.versions[asset, version], f"holds {_rows(rows)}") for asset, version, _, rows in held}
     found = {key: Touched(book.versions[key], "made by it") for key in made} | found
     for key in reversed([key for key in book.versions if key in found]):  # the nearest is the one to name
         for version in book.descendants(book.versions[key]):
@@ -162,8 +185,12 @@ def _started_from(book: Book, student: Version) -> list[Version]:
     return found
 
 
+def _rows(count: int | None) -> str:
+    return "rows" if count is None else f"{count:,} row{'s' if count != 1 else ''}"
+
+
 def _held(rows: Rows) -> str:
-    count = f"holds {len(rows):,} row{'s' if len(rows) != 1 else ''}"
+    count = f"holds {_rows(len(rows))}"
     if "split" not in rows[0]:
         return count
     splits = ", ".join(f"{n} {split}" for split, n in Counter(row["split"] for row in rows).most_common())

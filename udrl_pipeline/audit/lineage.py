@@ -7,11 +7,15 @@ from typing import Any
 
 from udrl_pipeline.audit.book import Book, Key
 from udrl_pipeline.audit.impact import Touched, touched_by
+from udrl_pipeline.audit.losses import Losses, lost_rows
 from udrl_pipeline.audit.rows import as_written, set_aside, standing
 from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.names import CORPUS, INTENTS, RECORDED_STUDENT
 from udrl_pipeline.store.promotions import Promotion
+from udrl_pipeline.store.tombstones import about
 from udrl_pipeline.store.workspace import Version, Workspace
+
+WHERE_KEYS_STAND = "row keys stand in the versions' rows.parquet"
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,12 @@ class Node:
                 seen.add(key)
                 left += [(depth + 1, following) for following in reversed(node.next)]
 
-    def as_dict(self, decided: Mapping[Key, Sequence[Promotion]] = {}, seen: set[Key] | None = None) -> dict[str, Any]:
+    def as_dict(self, decided: Mapping[Key, Sequence[Promotion]] = {}, lost: Losses = {}, seen: set[Key] | None = None) -> dict[str, Any]:
         """The tree as JSON can hold it; what stands in it already has no `next`, as it would be the same.
 
         Args:
             decided: What was decided about students.
+            lost: What tombstones have taken out of versions.
         """
         seen = set() if seen is None else seen
         version = self.version
@@ -51,12 +56,13 @@ class Node:
             "asset": version.asset,
             "version": version.version,
             "rows": version.rows,
+            **({"forgotten": lost_rows(version, lost)} if (version.asset, version.version) in lost else {}),
             "created_at": version.created_at.isoformat(),
             "run_id": version.run_id,
             "code_version": version.code_version,
             "origin": origin(version),
             **({"decisions": [entry.as_dict() for entry in told]} if (told := decided.get((version.asset, version.version))) else {}),
-            **({} if again else {"next": [node.as_dict(decided, seen) for node in self.next]}),
+            **({} if again else {"next": [node.as_dict(decided, lost, seen) for node in self.next]}),
         }
 
 
@@ -130,7 +136,10 @@ def trace_row(workspace: Workspace, book: Book, key: str) -> RowTrace:
     """
     found = as_written(workspace, key)
     if found is None:
-        raise UdrlError(f"there is no row {key!r}", where=workspace.database.where, remedy="row keys stand in the versions' rows.parquet")
+        gone = "".join(f" any more: tombstone {s.number}, {s.reason}" for s in about(workspace.tombstones(), key)[-1:])
+        raise UdrlError(
+            f"there is no row {key!r}{gone}", where=workspace.database.where, remedy="row keys stand in the versions' rows.parquet"
+        )
     where = standing(workspace, book, {key: found["intent_key"]})
     stands = [
         {"asset": asset, "version": version, **{name: value for name, value in rows[0].items() if name != "row_key"}}

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from udrl_pipeline.audit.book import Book, Key
+from udrl_pipeline.audit.damage import damage_named
+from udrl_pipeline.audit.losses import losses
+from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.names import CORPUS, DATASET, EXPLORED, INTENTS, INTENTS_FILE, ROW_COLUMNS, ROWS_FILE, SEEN_FILE, STUDENTS
+from udrl_pipeline.store.tombstones import Tombstone
 from udrl_pipeline.store.workspace import Version, Workspace
 
 if TYPE_CHECKING:
@@ -32,10 +36,12 @@ class Standing:
     Attributes:
         tables: The versions of tables that hold any, the oldest first: row_key and the columns of `TOLD`.
         times: The students whose own training read any, and how often it did.
+        unknown: The versions whose table is gone, so that nobody can tell.
     """
 
     tables: dict[Key, Rows]
     times: dict[Key, int]
+    unknown: list[Key] = field(default_factory=list)
 
 
 def standing(workspace: Workspace, book: Book, rows: Mapping[str, str]) -> Standing:
@@ -51,21 +57,50 @@ def standing(workspace: Workspace, book: Book, rows: Mapping[str, str]) -> Stand
         versions = [key for key in book.versions if key[0] == asset]
         return _look_up(workspace, versions, ROWS_FILE, ["row_key", *TOLD[asset]], {"intent_key": intents, "row_key": keys})
 
-    def students() -> dict[Key, Rows]:
-        versions = [key for key in book.versions if key[0].startswith(STUDENTS)]
-        return _look_up(workspace, versions, SEEN_FILE, ["row_key", "times"], {"row_key": keys})
-
     with ThreadPoolExecutor() as threads:  # most of a look-up is waiting for one core to read the ends of many files
-        seen = threads.submit(students)
+        times = threads.submit(times_read, workspace, book, keys)
         found = {key: rows for of_asset in threads.map(tables, TOLD) for key, rows in of_asset.items()}
-    times = {key: sum(row["times"] for row in rows) for key, rows in seen.result().items()}
-    return Standing({key: found[key] for key in book.versions if key in found}, times)
+    unknown = [
+        key for key, made in book.versions.items()
+        if key[0] in TOLD and made.verdict == "PASS" and not (workspace.version_folder(*key) / ROWS_FILE).exists()
+    ]  # fmt: skip
+    return Standing({key: found[key] for key in book.versions if key in found}, times.result(), unknown)
+
+
+def standing_before(workspace: Workspace, book: Book, stones: Sequence[Tombstone]) -> Standing:
+    """Where the rows stood that tombstones took out, and what had read them; the tables tell no more than which they are."""
+    keys = sorted({key for stone in stones for key in stone.row_keys})
+    tables = [key for key in losses(book, stones) if key[0] in TOLD]
+    return Standing({key: [] for key in book.versions if key in tables}, times_read(workspace, book, keys))
+
+
+def times_read(workspace: Workspace, book: Book, keys: Sequence[str]) -> dict[Key, int]:
+    """How often each student's own training read rows of these keys, of those that read any."""
+    versions = [key for key in book.versions if key[0].startswith(STUDENTS)]
+    found = _look_up(workspace, versions, SEEN_FILE, ["row_key", "times"], {"row_key": keys})
+    return {key: sum(row["times"] for row in rows) for key, rows in found.items()}
 
 
 def rows_where(workspace: Workspace, condition: str, value: str) -> dict[str, str]:
     """The intent key of each row for which a condition with one `?` holds, by its row key, sorted."""
     with workspace.database.reader() as connection:
         return dict(connection.execute(f"SELECT row_key, intent_key FROM rows WHERE {condition} ORDER BY row_key", [value]).fetchall())
+
+
+def whole_key(workspace: Workspace, digits: str) -> str:
+    """The key of the one row, in the store or forgotten, that begins with these digits; the digits themselves where there is none.
+
+    Raises:
+        UdrlError: There is more than one.
+    """
+    with workspace.database.reader() as connection:
+        found = connection.execute("SELECT row_key FROM rows WHERE starts_with(row_key, ?) ORDER BY row_key LIMIT 6", [digits]).fetchall()
+    gone = (key for stone in workspace.tombstones() for key in stone.row_keys if key.startswith(digits))
+    keys = sorted({*(key for (key,) in found), *gone})
+    if len(keys) > 1 and digits not in keys:
+        told = f"say which: {', '.join(keys[:5])}"
+        raise UdrlError(f"{digits!r} is more than one row", where=workspace.database.where, remedy=told)
+    return keys[0] if len(keys) == 1 else digits
 
 
 def as_written(workspace: Workspace, key: str) -> dict[str, Any] | None:
@@ -97,7 +132,8 @@ def rows_of(workspace: Workspace, student: Version) -> "pd.DataFrame | None":
         return None
     import pandas as pd
 
-    return pd.read_parquet(file)
+    with damage_named(workspace, [(student.asset, student.version)]):
+        return pd.read_parquet(file)
 
 
 def _look_up(
@@ -108,7 +144,7 @@ def _look_up(
     if not files or not all(wanted.values()):
         return {}
     conditions = " AND ".join(f"{column} IN ({', '.join('?' * len(values))})" for column, values in wanted.items())
-    with duckdb.connect() as connection:
+    with damage_named(workspace, files.values()), duckdb.connect() as connection:
         found = connection.execute(
             f"SELECT filename, {', '.join(columns)} FROM read_parquet(?, filename = true) WHERE {conditions} ORDER BY ALL",
             [list(files), *(value for values in wanted.values() for value in values)],

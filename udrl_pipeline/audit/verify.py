@@ -1,4 +1,5 @@
-"""Has anybody touched it? Every folder against its manifest, every manifest against the ledger, and the ledger against its seals."""
+"""Has anybody touched it? Every folder against its manifest, every manifest against the ledger, the store's rows against the newest
+versions, and the ledger against its seals."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,16 +11,18 @@ import pandas as pd
 from udrl_pipeline import corpus, dataset, exploration, promotion
 from udrl_pipeline.audit import versions
 from udrl_pipeline.audit.book import Book
-from udrl_pipeline.errors import CorruptArtifact
+from udrl_pipeline.audit.losses import files_of
+from udrl_pipeline.audit.stored import stored_otherwise
+from udrl_pipeline.errors import CorruptArtifact, UdrlError
 from udrl_pipeline.intents import asset as intents
 from udrl_pipeline.intents import content_of as content_of_intents
 from udrl_pipeline.store import promotions, tombstones
-from udrl_pipeline.store.database import Connection
+from udrl_pipeline.store.database import Connection, Database
 from udrl_pipeline.store.names import EXPORTS, INTENTS_FILE, ROWS_FILE, STUDENTS
-from udrl_pipeline.store.seals import chain
+from udrl_pipeline.store.seals import chain, edited_runs
 from udrl_pipeline.store.tables import holdings
 from udrl_pipeline.store.tombstones import Tombstone
-from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.store.workspace import Version, Workspace, story_of
 from udrl_pipeline.versioning import canonical, content_hash
 
 
@@ -52,12 +55,30 @@ def verify(workspace: Workspace, only: Version | None = None) -> list[Fault]:
     """Everything that was changed since it was made; empty if nothing was.
 
     Args:
-        only: Look at this version alone, and not at the ledger's chain.
+        only: Look at this version alone, and neither at the ledger's chain nor at the store's rows.
+
+    Raises:
+        UdrlError: There are versions, but no ledger.
     """
+    _refuse_without_ledger(workspace)
     book, stones = Book(workspace), workspace.tombstones()
     known = [only] if only else versions(workspace)
     faults = [Fault(v.asset, v.version, what) for v in known if v.verdict == "PASS" for what in _faults(workspace, book, stones, v)]
-    return faults if only else [*faults, *_ledger(workspace), *_orphans(workspace, known), *_published_orphans(workspace, known)]
+    if only:
+        return faults
+    stored = [Fault(v.asset, v.version, what) for v, what in stored_otherwise(workspace, {(f.asset, f.version) for f in faults})]
+    strays = [*_orphans(workspace, known), *_strays(workspace, known), *_published_orphans(workspace, known)]
+    return [*faults, *stored, *_ledger(workspace), *strays]
+
+
+def _refuse_without_ledger(workspace: Workspace) -> None:
+    database = workspace.database
+    if isinstance(database, Database) and not database.path.exists() and any(workspace.folder.glob("**/manifest.json")):
+        raise UdrlError(
+            "there is no ledger here, so nothing can be verified",
+            where=database.where,
+            remedy="restore the file from a backup, or name the folder that holds it with `--set artifacts=DIR`",
+        )
 
 
 def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: Version) -> Iterator[str]:
@@ -73,15 +94,17 @@ def _faults(workspace: Workspace, book: Book, stones: list[Tombstone], version: 
     try:
         workspace.check_files(version.asset, version.version)
     except CorruptArtifact as error:
-        yield error.what
+        yield error.what if error.what != "is missing" else "its manifest is missing" if folder.exists() else "its folder is missing"
         return
     manifest = workspace.manifest(version.asset, version.version)
     entered = {"asset": version.asset, "version": version.version, "rows": version.rows, "files": expected or manifest["files"]}
     if manifest["fingerprint"] == version.fingerprint:  # the same content can have been made from other inputs since
         entered |= {"code_version": version.code_version, "params": version.params, "parents": version.parents}
-    for name, value in entered.items():
-        if canonical(manifest.get(name)) != canonical(value):
-            yield f"the manifest's {name} {'are' if name.endswith('s') else 'is'} not the ledger's"
+    differing = [name for name, value in entered.items() if canonical(manifest.get(name)) != canonical(value)]
+    for name in differing:
+        yield f"the manifest's {name} {'are' if name.endswith('s') else 'is'} not the ledger's"
+    if version.manifest not in ("", story_of(manifest)) and not set(differing) - {"files"}:
+        yield "its manifest was edited: when, at which commit or by which run it was made, or its facts"
     for parent in version.made_from:
         if parent not in book.versions:
             yield f"its parent {parent[0]} {parent[1]} is not in the ledger"
@@ -113,13 +136,11 @@ def _expected_files(book: Book, stones: list[Tombstone], version: Version) -> tu
     They are unknown (empty) where the version is from before the ledger had them.
     """
     expected, forgotten = dict(version.files), False
-    for stone in stones:
-        for file in stone.files:
-            if (file.asset, file.version) == (version.asset, version.version) and book.place(version) < stone.makings:
-                forgotten = True
-                expected.pop(file.file, None)
-                if file.after:
-                    expected[file.file] = file.after
+    for _, file in files_of(book, stones, version):
+        forgotten = True
+        expected.pop(file.file, None)
+        if file.after:
+            expected[file.file] = file.after
     return expected, forgotten
 
 
@@ -132,6 +153,8 @@ def _ledger(workspace: Workspace) -> Iterator[Fault]:
             sealed = True
             if row.seal != row.expected:
                 yield Fault(row.asset, row.version, "its row in the ledger, or the one before it, was edited, removed or slipped in")
+        for run in edited_runs(connection):
+            yield Fault("runs", run, "its row in the ledger was edited")
         for table, edited in (("tombstones", tombstones.edited), ("promotions", promotions.edited)):
             for number in edited(connection):
                 yield Fault(table, str(number), "its row in the ledger, or the one before it, was edited, removed or slipped in")
@@ -148,6 +171,18 @@ def _orphans(workspace: Workspace, known: list[Version]) -> Iterator[Fault]:
         asset = folder.parent.as_posix()
         if not any(part.startswith(".") for part in folder.parts) and (asset, folder.name) not in entered and _is_version(manifest, asset):
             yield Fault(asset, folder.name, "its folder is not in the ledger (a run was killed here, or somebody put it there)")
+
+
+def _strays(workspace: Workspace, known: list[Version]) -> Iterator[Fault]:
+    """What stands where versions stand, without a manifest, and files beside the assets. Hidden ones are work in progress."""
+    entered = {(v.asset, v.version) for v in known}
+    for asset in sorted({asset for asset, _ in entered}):
+        for found in sorted((workspace.folder / asset).glob("[!.]*")):
+            if (asset, found.name) not in entered and not (found / "manifest.json").exists():
+                yield Fault(asset, found.name, "is no version: it has no manifest, and is not in the ledger")
+    for found in sorted(workspace.folder.glob("[!.]*")):
+        if found.is_file() and not found.name.startswith("udrl.duckdb"):
+            yield Fault("", found.name, "is no file of the store")
 
 
 def _published_orphans(workspace: Workspace, known: list[Version]) -> Iterator[Fault]:

@@ -14,13 +14,20 @@ Kind = Literal["intent", "row"]
 
 
 class ForgottenFile(NamedTuple):
-    """A published file that held what was forgotten, and its sha256 before and after; None: the file was deleted."""
+    """A published file that held what was forgotten.
+
+    Attributes:
+        before: Its sha256.
+        after: Its sha256 without it; None: the file was deleted.
+        rows: How many rows went; None in tombstones from before they were counted, and of a file that was deleted.
+    """
 
     asset: str
     version: str
     file: str
     before: str
     after: str | None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,11 @@ def forgotten(stones: Sequence[Tombstone]) -> Forgotten:
     """What no run may make or take in again, as these say."""
     subjects = [frozenset(stone.subject for stone in stones if stone.kind == kind) for kind in ("intent", "row")]
     return Forgotten(*subjects)
+
+
+def about(stones: Sequence[Tombstone], subject: str) -> list[Tombstone]:
+    """The tombstones about an idea (by the hash of its key) or a row (by its key), the oldest first; a row can have gone with its idea."""
+    return [stone for stone in stones if subject == stone.subject or subject in stone.row_keys]
 
 
 def subject_of(intent_key: str) -> str:

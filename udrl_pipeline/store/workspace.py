@@ -25,7 +25,7 @@ from udrl_pipeline.store.database import Connection, Database, typed_errors
 from udrl_pipeline.store.postgres import PostgresDatabase
 from udrl_pipeline.store.promotions import Promotion
 from udrl_pipeline.store.remote import Remote
-from udrl_pipeline.store.seals import COLUMNS, last_seal, seal
+from udrl_pipeline.store.seals import COLUMNS, RUN_COLUMNS, last_seal, seal, seal_of_run
 from udrl_pipeline.store.tables import holdings
 from udrl_pipeline.store.tombstones import Forgotten, Tombstone
 from udrl_pipeline.tasks import Task, load_tasks
@@ -64,6 +64,8 @@ class Version:
     facts: dict[str, Any]
     #: the sha256 of each of its files
     files: dict[str, str] = field(default_factory=dict)
+    #: `story_of` its manifest; empty in rows from before there was the column
+    manifest: str = ""
     #: the version of each asset that it was made from; a second one of the same asset stands under `ASSET (ROLE)`
     parents: dict[str, str] = field(default_factory=dict)
     #: whether this very call made it, and what that took; a version that was already there took nothing
@@ -239,7 +241,7 @@ class Workspace:
         passed = all(e.passed for e in expectations or [] if e.blocking)
         made = Version(
             asset, version, fingerprint, code_version, rows, "PASS" if passed else "FAIL", self.run_id, datetime.now(UTC),
-            params, facts, {}, dict(parents), True, time.monotonic() - started if started else 0.0, work or {},
+            params, facts, {}, "", dict(parents), True, time.monotonic() - started if started else 0.0, work or {},
         )  # fmt: skip
         if passed:
             made = self._publish(made, write)
@@ -257,6 +259,9 @@ class Workspace:
             CorruptArtifact: It is missing or unreadable.
         """
         path = self.version_folder(asset, version) / "manifest.json"
+        if not path.exists():
+            gone = path if path.parent.exists() else path.parent
+            raise CorruptArtifact("is missing", where=str(gone), remedy=_rebuild(asset, version))
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -299,7 +304,7 @@ class Workspace:
             manifest = self.manifest(made.asset, made.version)
             # of a run that was killed before it entered it: the ledger shall tell what was measured for these files
             facts = manifest["facts"] if manifest["fingerprint"] == made.fingerprint else made.facts
-            return replace(made, facts=facts, files=manifest["files"])
+            return replace(made, facts=facts, files=manifest["files"], manifest=story_of(manifest))
         staged = final.with_name(f".{made.version}.{os.getpid()}")
         try:
             with typed_errors(final):
@@ -307,7 +312,7 @@ class Workspace:
                 write(staged)
                 manifest = {
                     "asset": made.asset, "version": made.version, "fingerprint": made.fingerprint, "code_version": made.code_version,
-                    "created_at": made.created_at.isoformat(), "run_id": made.run_id, "git": git_state(self.settings.root),
+                    "created_at": made.created_at.isoformat(), "run_id": made.run_id, "git": self.git_of_run(),
                     "rows": made.rows, "parents": made.parents, "params": made.params, "facts": made.facts, "files": files_sha256(staged),
                 }  # fmt: skip
                 (staged / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -316,7 +321,7 @@ class Workspace:
                 staged.rename(final)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-        return replace(made, files=manifest["files"])
+        return replace(made, files=manifest["files"], manifest=story_of(manifest))
 
     # -- the object store -------------------------------------------------------------------------------------------
 
@@ -334,7 +339,8 @@ class Workspace:
         self._check_here(made.asset, made.version)
         if not self.remote.publish(folder, made.asset, made.version):  # somebody made the same at the same time; theirs counts
             self.remote.fetch(made.asset, made.version, folder)
-            made = replace(made, files=self.manifest(made.asset, made.version)["files"])
+            theirs = self.manifest(made.asset, made.version)
+            made = replace(made, files=theirs["files"], manifest=story_of(theirs))
         self._insert_version(made, expectations, quarantined)
         unsent.unlink()
         return made
@@ -356,18 +362,20 @@ class Workspace:
         packages = {name: found for name in PACKAGES if (found := _installed(name))}
         host = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version(), "cores": os.cpu_count()}
         with self.database.writer() as connection:
+            row = [self.run_id, datetime.now(UTC), git["sha"], git["dirty"], self.settings.model_dump_json(), canonical(packages),
+                   canonical(host)]  # fmt: skip
             connection.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                [
-                    self.run_id,
-                    datetime.now(UTC),
-                    git["sha"],
-                    git["dirty"],
-                    self.settings.model_dump_json(),
-                    canonical(packages),
-                    canonical(host),
-                ],
+                f"INSERT INTO runs ({RUN_COLUMNS}, seal) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", [*row, seal_of_run(row)]
             )
+
+    def git_of_run(self) -> dict[str, Any]:
+        """The commit at which this run began, and whether tracked files differed from it then; as it is now where the run was not entered.
+
+        Files that change while a run goes on change nothing of the code that it has loaded.
+        """
+        with self.database.reader() as connection:
+            found = connection.execute("SELECT git_sha, git_dirty FROM runs WHERE run_id = ?", [self.run_id]).fetchall()
+        return {"sha": found[0][0], "dirty": found[0][1]} if found else git_state(self.settings.root)
 
     def expectations(self, asset: str, version: str) -> list[Expected]:
         """What was expected of a version when it was last judged, in the order of the suite."""
@@ -401,7 +409,7 @@ class Workspace:
                 connection.execute("INSERT INTO quarantine SELECT * FROM frame ON CONFLICT DO NOTHING")
             self.enter_holdings(connection, made.asset, made.version)
             row = [made.asset, made.version, made.fingerprint, made.code_version, made.rows, made.verdict, self.run_id,
-                   datetime.now(UTC), canonical(made.params), canonical(made.facts), canonical(made.files)]  # fmt: skip
+                   datetime.now(UTC), *map(canonical, (made.params, made.facts, made.files)), made.manifest or None]  # fmt: skip
             sealed = seal(connection, row, last_seal(connection))
             connection.execute(f"INSERT INTO versions ({COLUMNS}, seal) VALUES ({', '.join('?' * len(row))}, ?)", [*row, sealed])
 
@@ -448,9 +456,15 @@ class Workspace:
         versions = []
         for row in found:
             of_it = {asset: version for made, asset, version in parents.get(row[:2], []) if made in (None, row[2])}
-            columns: list[Any] = [*row[:8], *(json.loads(text) if text else {} for text in row[8:]), of_it]
+            *told, manifest = row[8:]
+            columns: list[Any] = [*row[:8], *(json.loads(text) if text else {} for text in told), manifest or "", of_it]
             versions.append(Version(*columns))
         return versions
+
+
+def story_of(manifest: Mapping[str, Any]) -> str:
+    """The hash of a manifest without what changes where something is forgotten."""
+    return content_hash(json.loads(json.dumps({name: v for name, v in manifest.items() if name not in ("files", "forgotten")})), 64)
 
 
 def git_state(folder: Path) -> dict[str, Any]:
