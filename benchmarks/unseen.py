@@ -42,7 +42,7 @@ IDEAS = [
 def ask(folder: Path, settings: Settings, scorer: rewards.Scorer, weights: dict[str, float | None]) -> pd.DataFrame:
     """One text per idea and task, with relevance, reward and kept (the share of the idea's content words that it holds)."""
     student = load_student(folder)
-    commands = [Command(task, idea, quality=student.space.best[task]) for task in settings.tasks.names for idea in IDEAS]
+    commands = [Command(task, idea, quality=student.space.best.get(task)) for task in settings.tasks.names for idea in IDEAS]
     made = student.generate(commands, **settings.evaluation.sampling, **weights)
     asked = [(command.task, command.intent, text.text) for command, text in zip(commands, made, strict=True)]
     texts = pd.DataFrame(asked, columns=["task", "intent", "text"])
