@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/unseen.py [--guidance 4] [--idea-guidance 1.5] [--student FOLDER ...] [--show] [--out FILE]
 
 Asks students (without --student: udrl and sft as they are in use) for each of forty ideas in each task, at their best quality. Prints
-the reward, the relevance, the share of texts off their idea, and how many of its content words a text holds; with --show a text for
-each idea, too. Writes JSON.
+how many content words these ideas have and how many of them the built-in ideas lack; then the reward, the relevance, the share of texts
+off their idea, and how many of its content words a text holds; with --show a text for each idea, too. Writes JSON.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from udrl_pipeline import rewards
+from udrl_pipeline import intents, rewards
 from udrl_pipeline import settings as settings_module
 from udrl_pipeline.cli_generate import student_folder
 from udrl_pipeline.commands import Command
@@ -24,7 +24,6 @@ from udrl_pipeline.student.recipes import USUAL
 
 #: Below this relevance a text is off its idea.
 OFF = 0.5
-#: Of their 119 content words 43 stand in no idea of the default run.
 IDEAS = [
     "robot feeding pigeons in a park", "abandoned train station at dawn", "fox curled up in the snow",
     "astronaut playing chess with a turtle", "school science fair", "dog walking service", "yoga retreat in the mountains",
@@ -55,6 +54,13 @@ def kept(intent: str, text: str) -> float:
     return len(wanted & set(rewards.content_words(text))) / len(wanted)
 
 
+def vocabulary(settings: Settings) -> dict[str, int]:
+    """How many content words the built-in ideas have, how many the forty have, and how many of these stand in no built-in idea."""
+    both = intents.builtin(settings.intents), IDEAS
+    builtin, forty = ({word for idea in ideas for word in rewards.content_words(idea)} for ideas in both)
+    return {"builtin": len(builtin), "forty": len(forty), "new": len(forty - builtin)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guidance", type=float, help="of the quality (default: the student's own)")
@@ -67,6 +73,8 @@ def main() -> None:
     scorer = rewards.Scorer(settings)
     weights = {"guidance": arguments.guidance, "idea_guidance": arguments.idea_guidance}
     found: dict[str, Any] = {}
+    words = vocabulary(settings)
+    print("content words: {builtin} in the built-in ideas, {forty} in the forty, {new} of them in no built-in one\n".format(**words))
     print(f"{'student':20} {'reward':>7} {'relevance':>10} {'off idea':>9} {'words kept':>11}")
     folders = {path.name: path for path in arguments.student or ()} or {recipe: student_folder(recipe, settings) for recipe in USUAL}
     for name, folder in folders.items():
@@ -79,7 +87,7 @@ def main() -> None:
             shown = [texts[texts.task == settings.tasks.names[n % len(settings.tasks.names)]].iloc[n] for n in range(len(IDEAS))]
             print("\n".join(f"    {text.task}: {text.intent} -> {text.text}" for text in shown))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({**weights, "students": found}, indent=1), encoding="utf-8")
+    arguments.out.write_text(json.dumps({**weights, "content_words": words, "students": found}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from conftest import FakeEngine
 from udrl_pipeline import corpus
+from udrl_pipeline.audit.forget import forget_intent
 from udrl_pipeline.audit.impact import Impact, impact_of_intent, impact_of_row, impact_of_run, impact_of_source
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import CorruptArtifact, UdrlError
@@ -179,6 +181,17 @@ def test_the_command_marks_what_is_current_and_gives_json(workspace: Workspace, 
         "s2": True,
         "f2": True,
     }
+
+
+def test_the_answer_about_a_forgotten_idea_is_broken_at_80_columns(workspace: Workspace, params: Path) -> None:
+    idea = str(first_rows(workspace).intent.iloc[0])
+    forget_intent(workspace, idea, "its author asked for it by letter, and again on the telephone")
+    result = CliRunner().invoke(main, ["audit", "impact", "--intent", idea, "--params", str(params)])
+    heading = list(takewhile(str.strip, result.stdout.splitlines()))
+    assert " ".join(heading) == (
+        f"idea {idea!r}, forgotten (tombstone 1: its author asked for it by letter, and again on the telephone): 0 rows in the store"
+    )
+    assert (len(heading), max(map(len, heading)) <= 80) == (2, True)
 
 
 def test_a_row_is_named_by_the_first_digits_of_its_key(workspace: Workspace, params: Path) -> None:

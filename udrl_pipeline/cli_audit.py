@@ -277,7 +277,7 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
         ]
         click.echo(to_json({"what": found.what, "rows": found.rows, "touched": touched}))
         return
-    click.echo(f"{printable(found.what)}: {cli_output.counted(found.rows, 'row')} in the store")
+    click.echo(cli_output.wrapped("", f"{printable(found.what)}: {cli_output.counted(found.rows, 'row')} in the store"))
     rows = [(t.version.asset, t.version.version + "*" * book.is_current(t.version), t.how) for t in found.touched]
     cli_output.show_table(("touched", "version", "how"), rows)
     click.echo("* current" if found.touched else "it has touched nothing")
