@@ -7,6 +7,7 @@ from typing import Any
 
 from udrl_pipeline.commands import Command, CommandSpace
 from udrl_pipeline.store.workspace import Version, Workspace
+from udrl_pipeline.student.decoding import Guidance
 from udrl_pipeline.student.generation import Generated
 
 SPACE = CommandSpace(
@@ -45,7 +46,7 @@ class Echo:
         for command in commands:
             clamped, warnings = SPACE.clamp(command)
             text = f"{clamped.intent} as asked"
-            made.append(Generated(clamped, 1.0, text, len(text.split()), 9, True, tuple(warnings)))
+            made.append(Generated(clamped, Guidance(), text, len(text.split()), 9, True, tuple(warnings)))
         return made
 
 
@@ -90,7 +91,8 @@ class FakeStudent:
         yield made
 
     def _made(self, command: Command, seed: int, number: int, options: dict[str, Any]) -> Generated:
-        guidance = options.get("guidance")
         text = f"{command.intent} as {self.name} {seed}.{number}"
-        weight = SPACE.guidance[command.task] if guidance is None else guidance
-        return Generated(command, weight, text, len(text.split()), 9, True, ())
+        pressed = {"quality": options.get("guidance"), "length": options.get("length_guidance"), "idea": options.get("idea_guidance")}
+        own = {"quality": SPACE.guidance[command.task], "length": 1.0, "idea": SPACE.idea_guidance}
+        weights = {name: own[name] if weight is None else weight for name, weight in pressed.items()}
+        return Generated(command, Guidance(**weights), text, len(text.split()), 9, True, ())

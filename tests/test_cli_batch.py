@@ -29,7 +29,7 @@ READ = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda file:
 def record(number: int) -> dict[str, Any]:
     return {
         "row": f"a.csv:{number}", "intent": 'fox, "red"', "task": "image", "recipe": "udrl", "length": None, "quality": 4, "guidance": 1.5,
-        "text": f"text {number}\u2028", "words": 2,
+        "length_guidance": 1.0, "idea_guidance": 2.0, "text": f"text {number}\u2028", "words": 2,
     }  # fmt: skip
 
 

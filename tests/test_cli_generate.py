@@ -46,7 +46,7 @@ def test_json_lines_say_what_was_asked_and_what_came(generate: Callable[..., Res
     [record] = records(generate("red kite", "--task", "search", "--length", "short", "--json"))
     assert record == {
         "intent": "red kite", "task": "search", "recipe": "udrl", "length": 7, "quality": 5, "guidance": 1.0,
-        "text": "red kite as asked", "words": 4,
+        "length_guidance": 1.0, "idea_guidance": 1.0, "text": "red kite as asked", "words": 4,
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from udrl_pipeline.evaluation.measure import comparator_samples, score, student_
 from udrl_pipeline.evaluation.statistics import Bootstrap
 from udrl_pipeline.settings import LlmComparator, Settings
 from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.student.decoding import Guidance
 from udrl_pipeline.student.generation import Generated
 
 IDEAS = ("red fox", "old barn", "tea party", "night train", "paper boat")
@@ -66,7 +67,7 @@ def speak(commands: Sequence[Command]) -> list[Generated]:
         clamped, warnings = SPACE.clamp(command)
         wanted = ["good"] * (clamped.quality or 0) + ["plain"] * 40
         text = " ".join(wanted[: clamped.words or 9])
-        texts.append(Generated(clamped, 1.0, text, len(text.split()), 12, True, tuple(warnings)))
+        texts.append(Generated(clamped, Guidance(), text, len(text.split()), 12, True, tuple(warnings)))
     return texts
 
 

@@ -18,6 +18,7 @@ from udrl_pipeline.evaluation.rounds import rounds
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import training
+from udrl_pipeline.student.decoding import Guidance
 from udrl_pipeline.student.generation import Generated, Student
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -33,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Command]:
     def generate(self: Student, given: Sequence[Command], **sampling: Any) -> list[Generated]:
         if "guidance" not in sampling:  # not the sweep
             commands.extend(given)
-        return [Generated(c, 2.0, text := _text(c), len(text.split()), 30, True, ()) for c in given]
+        return [Generated(c, Guidance(2.0), text := _text(c), len(text.split()), 30, True, ()) for c in given]
 
     monkeypatch.setattr(Student, "generate", generate)
     return commands
@@ -140,7 +141,7 @@ def test_a_text_that_the_teacher_wrote_too_is_set_aside(
     taught = {(r.task, r.intent): r.text for r in pool(workspace, exploration.build(workspace)).query("round == 0").itertuples()}
 
     def parrot(self: Student, given: Sequence[Command], **_: Any) -> list[Generated]:
-        return [Generated(c, 2.0, taught[c.task, c.intent], 9, 30, True, ()) for c in given]
+        return [Generated(c, Guidance(2.0), taught[c.task, c.intent], 9, 30, True, ()) for c in given]
 
     monkeypatch.setattr(Student, "generate", parrot)
     again = Workspace(workspace.settings.model_copy(update={"rounds": workspace.settings.rounds.model_copy(update={"samples": 2})}))

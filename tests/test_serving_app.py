@@ -38,7 +38,7 @@ def test_an_idea_brings_texts_and_what_they_achieved(settings: Settings) -> None
     text = {"words": 4, "tokens": 9, "finished": True, "reward": None}
     assert answer.json() == {
         "task": "search", "idea": "red kite", "recipe": "udrl", "version": "v1", "seed": 3,
-        "asked": {"length": 20, "quality": 5, "guidance": 2.0},
+        "asked": {"length": 20, "quality": 5, "guidance": 2.0, "length_guidance": 1.0, "idea_guidance": 1.0},
         "texts": [{"text": "red kite as one 3.0"} | text | {"words": 5}, {"text": "red kite as one 3.1"} | text | {"words": 5}],
         "warnings": ["length 30 is outside what the search rows cover (6 to 20 words): 20 is used"],
     }  # fmt: skip
@@ -56,13 +56,16 @@ def test_an_idea_brings_texts_and_what_they_achieved(settings: Settings) -> None
     ("wish", "asked"),
     [
         ({}, {"length": None, "quality": 4, "guidance": 1.5}),
+        ({"length_guidance": 2}, {"length": None, "quality": 4, "guidance": 1.5, "length_guidance": 2}),
+        ({"idea_guidance": 3}, {"length": None, "quality": 4, "guidance": 1.5, "idea_guidance": 3}),
         ({"length": "long", "quality": "any"}, {"length": 28, "quality": None, "guidance": 1.5}),
         ({"length": "any", "quality": 2, "guidance": 0}, {"length": None, "quality": 2, "guidance": 0.0}),
         ({"task": "search", "length": "short", "quality": "best"}, {"length": 7, "quality": 5, "guidance": 2.0}),
     ],
 )
 def test_commands(settings: Settings, wish: dict[str, Any], asked: dict[str, Any]) -> None:
-    assert post(settings, "/generate", {"idea": "red kite"} | wish).json()["asked"] == asked
+    usual = {"length_guidance": 1.0, "idea_guidance": 1.0}
+    assert post(settings, "/generate", {"idea": "red kite"} | wish).json()["asked"] == usual | asked
 
 
 def test_sampling_can_be_chosen(settings: Settings) -> None:

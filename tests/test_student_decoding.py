@@ -62,11 +62,12 @@ def test_guidance_weighs_each_condition_against_the_same_without_it(student: Stu
     expected[student.tokenizer.eos_token_id] = -float("inf")  # too early for nine words
     [made] = student.generate([ASKED], **GREEDY, guidance=quality, length_guidance=length, idea_guidance=idea, max_new_tokens=1)
     assert made.text == student.tokenizer.decode([int(expected.argmax())]).strip()
+    assert made.guidance == Guidance(quality, length, idea)
 
 
 def test_without_a_weight_the_student_s_own_guidance_of_the_task_is_used(student: Student) -> None:
     own, given, plain = (student.generate([ASKED], **GREEDY, **options)[0] for options in ({}, {"guidance": 2.0}, {"guidance": 1.0}))
-    assert (own.guidance, given.guidance, plain.guidance) == (2.0, 2.0, 1.0)
+    assert [made.guidance.quality for made in (own, given, plain)] == [2.0, 2.0, 1.0]
     assert own.text == given.text != plain.text
 
 
@@ -81,7 +82,7 @@ def test_without_a_weight_the_idea_is_pressed_as_the_student_keeps_it(student: S
 def test_a_weight_of_zero_leaves_the_command_out(student: Student) -> None:
     [without] = student.generate([Command("search", "red fox", words=9)], **GREEDY)
     [zero] = student.generate([ASKED], **GREEDY, guidance=0)
-    assert (zero.text, without.guidance) == (without.text, 1.0)
+    assert (zero.text, without.guidance.quality) == (without.text, 1.0)
 
 
 def test_nothing_is_read_twice_where_nothing_is_guided() -> None:

@@ -16,6 +16,7 @@ from udrl_pipeline.errors import CorruptArtifact, StudentError
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 from udrl_pipeline.student import export, graph
+from udrl_pipeline.student.decoding import Guidance
 from udrl_pipeline.student.engines import engine_folder, export_of, load_student
 from udrl_pipeline.student.fast import FastStudent
 from udrl_pipeline.student.generation import Generated
@@ -163,7 +164,7 @@ def test_an_export_that_loses_quality_is_not_published(
 def test_a_token_that_is_a_tie_for_transformers_counts_as_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     class Same:
         def generate(self, commands: list[Any], **_: Any) -> list[Generated]:
-            return [Generated(command, 1.0, f"text {n}", 2, 3, True, (), (4, 5, n)) for n, command in enumerate(commands)]
+            return [Generated(command, Guidance(), f"text {n}", 2, 3, True, (), (4, 5, n)) for n, command in enumerate(commands)]
 
     gaps = [[0.0, 0.0, 0.0], [0.0, 5e-4, 0.0], [0.0, 2e-3, 7.0]]
     monkeypatch.setattr(export, "lost_to_the_likeliest", lambda *_: gaps)

@@ -22,7 +22,8 @@ from udrl_pipeline.store.database import translate
 
 #: The columns and what they hold. `row` is the place that an idea came from, such as ideas.csv:12.
 COLUMNS: dict[str, type] = {
-    "row": str, "intent": str, "task": str, "recipe": str, "length": int, "quality": int, "guidance": float, "text": str, "words": int,
+    "row": str, "intent": str, "task": str, "recipe": str, "length": int, "quality": int, "guidance": float, "length_guidance": float,
+    "idea_guidance": float, "text": str, "words": int,
 }  # fmt: skip
 #: Rows of a Parquet file that are written at a time.
 GROUP_ROWS = 16_384

@@ -159,7 +159,8 @@ def _record(made: "Generated", recipe: str) -> cli_batch.Record:
     asked = made.command
     return {
         "intent": asked.intent, "task": asked.task, "recipe": recipe, "length": asked.words, "quality": asked.quality,
-        "guidance": made.guidance, "text": made.text, "words": made.words,
+        "guidance": made.guidance.quality, "length_guidance": made.guidance.length, "idea_guidance": made.guidance.idea,
+        "text": made.text, "words": made.words,
     }  # fmt: skip
 
 
@@ -187,7 +188,7 @@ class _PlainLines:
             asked.task,
             asked.words and f"{asked.words} words",
             asked.quality and f"quality {asked.quality}",
-            made.guidance != 1 and f"guidance {made.guidance:g}",
+            made.guidance.quality != 1 and f"guidance {made.guidance.quality:g}",
         ]
         header = f"{asked.intent} ({', '.join(str(part) for part in parts if part)})"
         if header != self.header:

@@ -199,7 +199,7 @@ def _sample(workspace: Workspace, student: "Student", sampled: Version, chunk: l
         (
             text.row_key, text.command.task, text.command.intent, text.intent_key, made.text, made.tokens,
             "stop" if made.finished else "length", "student", transformers.__version__, source_of(sampled), rendering,
-            canonical({**drawn, "quality": text.command.quality, "guidance": made.guidance}),
+            canonical({**drawn, "quality": text.command.quality, "guidance": made.guidance.quality}),
             text.command.words, "[]", text.sample, workspace.run_id, now, False,
         )
         for text, made in zip(chunk, texts, strict=True)

@@ -135,10 +135,11 @@ class Serve:
             """Texts about an idea, and what each of them achieved."""
             asking = self.desk.understand([asked.idea], asked.task, asked.n, asked)
             texts = await self.desk.texts(asking, request)
-            command = texts[0].command
+            command, pressed = texts[0].command, texts[0].guidance
             return GenerateAnswer(
                 task=command.task, idea=command.intent, recipe=asking.serving.recipe, version=asking.serving.version, seed=asking.seed,
-                asked=Asked(length=command.words, quality=command.quality, guidance=texts[0].guidance),
+                asked=Asked(length=command.words, quality=command.quality, guidance=pressed.quality, length_guidance=pressed.length,
+                            idea_guidance=pressed.idea),
                 texts=[_text(written) for written in texts], warnings=asking.warnings,
             )  # fmt: skip
 

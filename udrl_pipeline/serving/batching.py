@@ -23,6 +23,7 @@ from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.serving.errors import SOON_S, Refused, internal, shutting_down
 from udrl_pipeline.serving.meters import Meters
 from udrl_pipeline.settings import ServeSettings
+from udrl_pipeline.student.decoding import Guidance
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Written:
     """A text, what it achieved, and the command that was really given."""
 
     command: Command
-    guidance: float
+    guidance: Guidance
     text: str
     words: int
     tokens: int

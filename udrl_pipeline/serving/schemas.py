@@ -70,7 +70,9 @@ class Asked(BaseModel):
 
     length: int | None = Field(description="Words; none: left to the student")
     quality: int | None
-    guidance: float
+    guidance: float = Field(description="How hard the quality was pressed; 1 only asks")
+    length_guidance: float
+    idea_guidance: float
 
 
 class Text(BaseModel):

@@ -29,11 +29,11 @@ OPEN_LENGTH_TOKENS = 96
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A text, the command that was really given (after clamping), how hard its quality was pressed, and whether the student
+    """A text, the command that was really given (after clamping), how hard its parts were pressed, and whether the student
     ended the text itself."""
 
     command: Command
-    guidance: float
+    guidance: Guidance
     text: str
     words: int
     tokens: int
@@ -180,7 +180,8 @@ class Student:
             asked, own = [clamped[i][0] for i in chosen], [keys[i] for i in chosen]
             batch = self.batch(asked, own, guidance, length_guidance, idea_guidance, length_slack, most)
             outputs |= {i: ids[: room[i]] for i, ids in zip(chosen, self._write(batch, sampling), strict=True)}
-        return [self._finish(*clamped[i], self._weight(clamped[i][0], guidance), outputs[i]) for i in range(len(commands))]
+        pressed = [self._pressed(command, guidance, length_guidance, idea_guidance) for command, _ in clamped]
+        return [self._finish(*clamped[i], pressed[i], outputs[i]) for i in range(len(commands))]
 
     def stream(
         self,
@@ -212,11 +213,11 @@ class Student:
         shown = ""
         for token in self._tokens(batch, sampling):
             ids.append(token)
-            text = self._finish(command, [], 1.0, ids).text
+            text = self._finish(command, [], Guidance(), ids).text
             if not text.endswith(HALF) and len(text) > len(shown):
                 yield text[len(shown) :]
                 shown = text
-        made = self._finish(command, warnings, self._weight(command, guidance), ids)
+        made = self._finish(command, warnings, self._pressed(command, guidance, length_guidance, idea_guidance), ids)
         if len(made.text) > len(shown):
             yield made.text[len(shown) :]
         yield made
@@ -228,10 +229,15 @@ class Student:
             warnings = [f"a student of recipe {self.recipe} was trained without length and quality: both are left out"]
         return command, warnings
 
-    def _weight(self, command: Command, guidance: float | None) -> float:
+    def _pressed(self, command: Command, quality: float | None, length: float, idea: float | None) -> Guidance:
+        """The weights that count for a command: what it leaves open cannot be pressed, and the student has its own for the others."""
         if command.quality is None:
-            return 1.0
-        return self.space.guidance[command.task] if guidance is None else guidance
+            quality = 1.0
+        return Guidance(
+            quality=self.space.guidance[command.task] if quality is None else quality,
+            length=1.0 if command.words is None else length,
+            idea=self.space.idea_guidance if idea is None else idea,
+        )
 
     def batch(
         self,
@@ -246,8 +252,7 @@ class Student:
         """What is needed to write to these commands together; `keys` are those of their random numbers."""
         import numpy as np
 
-        idea = self.space.idea_guidance if idea_guidance is None else idea_guidance
-        guided = variants(asked, [Guidance(self._weight(command, guidance), length_guidance, idea) for command in asked])
+        guided = variants(asked, [self._pressed(command, guidance, length_guidance, idea_guidance) for command in asked])
         lengths = [command.words for command in asked]
         return Batch(
             prompts=encode_prompts(self.tokenizer, self.space, [*asked, *(command for variant in guided for command in variant.commands)]),
@@ -343,7 +348,7 @@ class Student:
         finally:
             streamer.abandoned = True
 
-    def _finish(self, command: Command, warnings: list[str], guidance: float, ids: list[int]) -> Generated:
+    def _finish(self, command: Command, warnings: list[str], guidance: Guidance, ids: list[int]) -> Generated:
         end = ids.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in ids else None
         text = " ".join(self.tokenizer.decode(ids[:end], skip_special_tokens=True).split())
         tokens = len(ids) if end is None else end + 1
