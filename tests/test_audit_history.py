@@ -73,6 +73,17 @@ def test_a_file_that_changes_while_a_run_goes_on_is_no_change_of_its_code(made: 
     assert entry.git_dirty is False
 
 
+def test_a_run_whose_name_is_long_stays_within_80_columns(made: Workspace, params: Path) -> None:
+    (made.settings.root / "params.yaml").write_text("# changed\n" + (made.settings.root / "params.yaml").read_text())
+    workspace = Workspace(made.settings, run_id="4c1bb3c0-9d5e-4d8c-a8c1-5a1c3e0d2f77")
+    workspace.begin_run()
+    record(workspace, "labeled_dataset", "d")
+    lines = CliRunner().invoke(main, ["audit", "versions", "--params", str(params)]).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    [at] = [n for n, line in enumerate(lines) if "4c1bb3c0" in line]
+    assert (lines[at].endswith(" with"), lines[at + 1]) == (True, f"{' ' * 11}uncommitted changes")
+
+
 def test_the_list_reads_well_at_80_columns(made: Workspace, params: Path) -> None:
     result = CliRunner().invoke(main, ["audit", "versions", "--params", str(params)])
     lines = result.stdout.splitlines()

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from conftest import FakeEngine
 from udrl_pipeline import corpus
 from udrl_pipeline.audit.book import Book
+from udrl_pipeline.audit.forget import forget_row
 from udrl_pipeline.audit.lineage import downwards, origin, trace_row, upwards
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import UdrlError
@@ -29,7 +30,8 @@ def workspace(load: Callable[..., Settings], teacher: FakeEngine) -> Workspace:
     made = corpus.build(workspace)
     rows = corpus.read_rows(workspace, made.version).assign(split="train", reward=0.9, quality=4)
     aside = Quarantined(rows.row_key[0], "finished", "", rows.text[0])
-    put(workspace, "labeled_dataset", "d1", {"teacher_corpus": made.version}, rows=rows.tail(-1), quarantined=[aside])
+    scored = {"scorer": "f00d", "quality_bins": 5}
+    put(workspace, "labeled_dataset", "d1", {"teacher_corpus": made.version}, rows=rows.tail(-1), params=scored, quarantined=[aside])
     put(workspace, "student/udrl", "s1", {"labeled_dataset": "d1"})
     put(workspace, "student/udrl", "s2", {"labeled_dataset": "d1", "student/udrl": "s1"})
     put(workspace, "evaluation_report", "r1", {"labeled_dataset": "d1", "student/udrl": "s2"})
@@ -42,8 +44,8 @@ def put(workspace: Workspace, asset: str, version: str, parents: dict[str, str],
             rows.to_parquet(folder / "rows.parquet")  # type: ignore[attr-defined]
 
     return workspace.record(
-        asset, version=version, fingerprint=version, code_version="c", rows=1, params={}, parents=parents, facts={}, write=write,
-        **more,  # type: ignore[arg-type]
+        asset, version=version, fingerprint=version, code_version="c", rows=1, parents=parents, facts={}, write=write,
+        **{"params": {}} | more,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def test_a_report_leads_up_to_the_teacher_and_the_ideas(workspace: Workspace) ->
     origins = {version.asset: origin(version) for _, version, _ in upwards(Book(workspace), report).walk()}
     assert origins["intents"] == {"built-in ideas": 3, "files": []}
     assert origins["teacher_corpus"]["teacher"] == workspace.settings.teacher.model.sha256
-    assert origins["student/udrl"] == {}
+    assert (origins["labeled_dataset"], origins["student/udrl"]) == ({"scorer": "f00d"}, {})
 
 
 def test_a_dataset_leads_down_to_the_students_and_reports(workspace: Workspace) -> None:
@@ -122,12 +124,23 @@ def test_the_command_shows_the_tree_and_gives_json(workspace: Workspace, params:
 
     told = run("d1")
     assert told.index("made from") < told.index("teacher_corpus") < told.index("used by") < told.index("evaluation_report r1")
+    assert told.startswith("made by run run-1\nmade from\n  labeled_dataset d1  ")
     assert f"teacher: {workspace.settings.teacher.model.sha256}" in told
     found = json.loads(run("d1", "--json"))
+    assert (found["made"]["run_id"], found["made"]["params"]) == ("run-1", {"scorer": "f00d", "quality_bins": 5})
     assert [node["version"] for node in found["down"]["next"]] == ["s1", "s2", "r1"]
     key = corpus.read_rows(workspace, workspace.parents("teacher_corpus")["teacher_corpus"]).row_key[1]
     assert json.loads(run("--row", key, "--json"))["places"][1]["quality"] == 4
     assert "split=train reward=0.9 quality=4" in " ".join(run("--row", key).split())
+
+
+def test_however_deep_it_goes_the_tree_keeps_to_80_columns(workspace: Workspace, params: Path) -> None:
+    for n in range(3, 8):
+        put(workspace, "student/udrl", f"s{n}", {"student/udrl": f"s{n - 1}"})
+    forget_row(workspace, corpus.read_rows(workspace, workspace.parents("teacher_corpus")["teacher_corpus"]).row_key[1], "it was asked")
+    lines = CliRunner().invoke(main, ["audit", "trace", "s7", "--params", str(params)]).stdout.splitlines()
+    digest = lines.index(f"{' ' * 16}{workspace.settings.teacher.model.sha256}")
+    assert (lines[digest - 1].strip(), max(map(len, lines)) <= 80) == ("teacher:", True)
 
 
 def test_a_trace_of_nothing_is_a_typed_error(params: Path) -> None:

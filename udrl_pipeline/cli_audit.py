@@ -58,14 +58,14 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
         return
     for entry in found:
         verdict = "  FAIL" if entry.version.verdict == "FAIL" else "  *" if entry.current else ""
-        click.echo(_line(0, entry.version, entry.lost) + verdict)
+        click.echo(_line(0, entry.version, entry.lost, verdict))
         if entry.state:
             click.echo(f"  state    {'in use' if entry.state == 'current' else entry.state}")
         for parent, version in sorted(entry.version.parents.items()):
             click.echo(f"  from     {parent} {version}")
-        click.echo(f"  run      {entry.first.run_id}{_at_git(*entry.first_git)}")
+        click.echo(cli_output.wrapped("  run      ", f"{entry.first.run_id}{_at_git(*entry.first_git)}"))
         if entry.version.run_id != entry.first.run_id:
-            click.echo(f"  again    {entry.version.run_id}{_at_git(entry.git_sha, entry.git_dirty)}")
+            click.echo(cli_output.wrapped("  again    ", f"{entry.version.run_id}{_at_git(entry.git_sha, entry.git_dirty)}"))
         for change in entry.changes:
             click.echo(cli_output.wrapped("  changed  ", printable(f"{change.name}: {in_yaml(change.before)} -> {in_yaml(change.after)}")))
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
@@ -146,7 +146,8 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     if as_json:
         click.echo(to_json(found.as_dict()))
         return
-    click.echo(f"{found.a.asset}  {found.a.version} -> {found.b.version}  ({size(found.a, found.lost)} -> {size(found.b, found.lost)})")
+    sizes = f"({size(found.a, found.lost)} -> {size(found.b, found.lost)})"
+    click.echo(cli_output.wrapped("", f"{found.a.asset}  {found.a.version} -> {found.b.version}  {sizes}"))
     if causes := found.causes():
         cli_output.show_table(("why", "", "before -> after"), causes)
     if found.rows:
@@ -170,9 +171,11 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tree.")
 @settings_options
 def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: Any) -> None:
-    """Follow VERSION up to the teacher's weights and the files of ideas, and down to the reports made from it."""
+    """Follow VERSION up to the teacher's weights and the files of ideas, and down to the reports made from it; --json also tells every
+    setting that it was made with."""
     from udrl_pipeline.audit import lineage, resolve
     from udrl_pipeline.audit.book import Book
+    from udrl_pipeline.audit.history import history
     from udrl_pipeline.audit.losses import losses
     from udrl_pipeline.audit.rows import rows_of, whole_key
     from udrl_pipeline.store.workspace import Workspace
@@ -187,14 +190,16 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     start = resolve(workspace, version or "")
     up, down = lineage.upwards(book, start), lineage.downwards(book, start)
     read, lost = rows_of(workspace, start), losses(book, workspace.tombstones())
+    [made] = history(workspace, [start])
     if as_json:
         trained_on = {"trained_on": dict(zip(read.row_key, read.times.tolist(), strict=True))} if read is not None else {}
         decided = lineage.decisions(workspace)
-        click.echo(to_json({"up": up.as_dict(decided, lost), "down": down.as_dict(decided, lost), **trained_on}))
+        click.echo(to_json({"made": made.as_dict(), "up": up.as_dict(decided, lost), "down": down.as_dict(decided, lost), **trained_on}))
         return
+    click.echo(cli_output.wrapped("made by ", f"run {made.first.run_id}{_at_git(*made.first_git)}"))
     click.echo("made from")
     for depth, found, again in up.walk(1):
-        click.echo(_line(depth, found, lost) + ("  (as above)" if again else ""))
+        click.echo(_line(depth, found, lost, "  (as above)" * again))
         if again:
             continue
         for name, value in lineage.origin(found).items():
@@ -202,19 +207,20 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
             click.echo(cli_output.wrapped(f"{'  ' * (depth + 1)}{name}: ", told))
     if read is not None:
         times = cli_output.counted(int(read.times.sum()), "time")
-        click.echo(f"trained on {cli_output.counted(len(read), 'row')}, {times} in all (--json lists their keys)")
+        click.echo(f"trained on {cli_output.counted(len(read), 'row')}, {times} in all (--json: their keys, and all settings)")
     for entry in lineage.decisions(workspace).get((start.asset, start.version), []):
         told = f"{entry.action} {entry.version} by {entry.decided_by}, {entry.in_use or 'none'} in use: {entry.reason}"
         click.echo(cli_output.wrapped(f"{entry.created_at.astimezone():%Y-%m-%d %H:%M}  ", printable(told)))
     click.echo("used by" if down.next else "used by nothing")
     for depth, found, again in list(down.walk())[1:]:
-        click.echo(_line(depth, found, lost) + ("  (as above)" if again else ""))
+        click.echo(_line(depth, found, lost, "  (as above)" * again))
 
 
-def _line(depth: int, found: "Version", lost: "Losses") -> str:
+def _line(depth: int, found: "Version", lost: "Losses", told: str) -> str:
     from udrl_pipeline.audit.losses import size
 
-    return f"{'  ' * depth}{found.asset} {found.version}  {found.created_at.astimezone():%Y-%m-%d %H:%M}  {size(found, lost)}"
+    told = f"{found.version}  {found.created_at.astimezone():%Y-%m-%d %H:%M}  {size(found, lost)}{told}"
+    return cli_output.wrapped(f"{'  ' * depth}{found.asset} ", told)
 
 
 def _show_row(found: "RowTrace", as_json: bool) -> None:

@@ -169,5 +169,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def wrapped(start: str, text: str) -> str:
-    """A line that begins with `start`, broken at 80 columns, what follows standing below the text."""
+    """A line that begins with `start`, broken at 80 columns, what follows standing below the text; below `start` where its first word
+    would not fit beside it."""
+    first = len(text.split(" ", 1)[0])
+    if start.strip() and len(start) + first > 80:
+        below = " " * max(0, min(len(start) - len(start.lstrip()) + 2, 80 - first))
+        return f"{start.rstrip()}\n{wrapped(below, text)}"
     return textwrap.fill(text, 80, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False, break_on_hyphens=False)

@@ -10,7 +10,7 @@ from udrl_pipeline.audit.impact import Touched, touched_by
 from udrl_pipeline.audit.losses import Losses, lost_rows
 from udrl_pipeline.audit.rows import as_written, set_aside, standing
 from udrl_pipeline.errors import UdrlError
-from udrl_pipeline.store.names import CORPUS, INTENTS, RECORDED_STUDENT
+from udrl_pipeline.store.names import CORPUS, DATASET, INTENTS, RECORDED_STUDENT
 from udrl_pipeline.store.promotions import Promotion
 from udrl_pipeline.store.tombstones import about
 from udrl_pipeline.store.workspace import Version, Workspace
@@ -103,11 +103,13 @@ def decisions(workspace: Workspace) -> dict[Key, list[Promotion]]:
 
 
 def origin(version: Version) -> dict[str, Any]:
-    """What a version took from outside of the ledger: ideas and the teacher."""
+    """What a version took from outside of the ledger: ideas, the teacher and the scorer."""
     if version.asset == INTENTS:
         return {"built-in ideas": version.params["builtin"], "files": version.params["sources"]}
     if version.asset == CORPUS:
         return {"teacher": version.params["source"], "templates": version.params["templates"]}
+    if version.asset == DATASET and "scorer" in version.params:
+        return {"scorer": version.params["scorer"]}
     if version.asset == RECORDED_STUDENT:
         return {"trained elsewhere on": {ancestor["asset"]: ancestor["version"] for ancestor in version.facts["ancestors"]}}
     return {}
