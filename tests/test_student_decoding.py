@@ -106,6 +106,9 @@ def test_a_weight_out_of_range_is_a_typed_error(student: Student, weight: float)
         student.generate([ASKED], **GREEDY, guidance=weight)
     with pytest.raises(StudentError, match="no weight for the idea"):
         student.generate([ASKED], **GREEDY, idea_guidance=weight)
+    for name in ("guidance", "length_guidance"):  # nor where there is nothing to press
+        with pytest.raises(StudentError, match="is no weight for the"):
+            student.generate([Command("search", "red fox")], **GREEDY, **{name: weight})
 
 
 @pytest.mark.parametrize(

@@ -231,12 +231,13 @@ class Student:
 
     def _pressed(self, command: Command, quality: float | None, length: float, idea: float | None) -> Guidance:
         """The weights that count for a command: what it leaves open cannot be pressed, and the student has its own for the others."""
-        if command.quality is None:
-            quality = 1.0
-        return Guidance(
-            quality=self.space.guidance[command.task] if quality is None else quality,
-            length=1.0 if command.words is None else length,
-            idea=self.space.idea_guidance if idea is None else idea,
+        if quality is None:
+            quality = 1.0 if command.quality is None else self.space.guidance[command.task]
+        given = Guidance(quality, length, self.space.idea_guidance if idea is None else idea)
+        return replace(
+            given,
+            quality=1.0 if command.quality is None else given.quality,
+            length=1.0 if command.words is None else given.length,
         )
 
     def batch(
