@@ -94,14 +94,51 @@ def test_samples_are_the_first_rows_of_all_tasks_together(workspace: Workspace) 
 def test_settings_code_and_parents_are_the_causes(workspace: Workspace) -> None:
     other = {"code_version": "code2", "params": {"rewards": {"gain": 0.6}}, "parents": {"teacher_corpus": "c2", "intents": "i1"}}
     found = difference(workspace, record(workspace, ROWS, "v1"), record(workspace, ROWS, "v2", **other))
-    assert found.settings == [Change("rewards.gain", 0.4, 0.6)]
-    assert (found.code, found.parents) == (("code1", "code2"), {"teacher_corpus": ("c1", "c2"), "intents": (None, "i1")})
+    reasons = found.reasons
+    assert reasons.settings == [Change("rewards.gain", 0.4, 0.6)]
+    assert (reasons.code, reasons.parents) == (("code1", "code2"), {"teacher_corpus": ("c1", "c2"), "intents": (None, "i1")})
     assert found.causes() == [
         ("parent", "intents", "none -> i1"),
         ("parent", "teacher_corpus", "c1 -> c2"),
         ("setting", "rewards.gain", "0.4 -> 0.6"),
         ("code", "", "code1 -> code2"),
     ]
+
+
+def test_a_student_differs_also_by_what_changed_in_the_rows_and_ideas_that_it_comes_from(workspace: Workspace) -> None:
+    def bare(asset: str, version: str, parents: dict[str, str], **params: Any) -> Version:
+        return workspace.record(
+            asset, version=version, fingerprint=version, code_version="code1", rows=1, params=params, parents=parents, facts={},
+            write=lambda _: None,
+        )  # fmt: skip
+
+    def lived(n: int, gain: float, sources: list[str], before: dict[str, str]) -> Version:
+        bare("intents", f"i{n}", {}, sources=sources)
+        bare("teacher_corpus", f"c{n}", {"intents": f"i{n}"})
+        rows_from = {"teacher_corpus": f"c{n}", "intents": f"i{n}"}
+        record(workspace, ROWS, f"d{n}", params={"rewards": {"gain": gain}}, parents=rows_from)
+        return bare("student/udrl", f"s{n}", {"labeled_dataset": f"d{n}"} | before)
+
+    lived(0, 0.1, ["old.csv"], {})
+    first = lived(1, 0.4, ["a.csv"], {"student/udrl": "s0"})
+    second = lived(2, 0.6, ["a.csv", "b.csv"], {"student/udrl": "s1"})
+    found = difference(workspace, first, second)
+    assert found.causes() == [
+        ("parent", "labeled_dataset", "d1 -> d2"),
+        ("parent", "student/udrl", "s0 -> s1"),
+        ("parent of labeled_dataset", "intents", "i1 -> i2"),
+        ("parent of labeled_dataset", "teacher_corpus", "c1 -> c2"),
+        ("setting of labeled_dataset", "rewards.gain", "0.4 -> 0.6"),
+        ("setting of intents", "sources", "[a.csv] -> [a.csv, b.csv]"),
+        ("parent of teacher_corpus", "intents", "i1 -> i2"),
+    ]
+    assert found.as_dict()["behind"]["intents"] == {
+        "before": "i1",
+        "after": "i2",
+        "settings": [{"name": "sources", "before": ["a.csv"], "after": ["a.csv", "b.csv"]}],
+        "code": None,
+        "parents": {},
+    }
 
 
 def test_versions_of_two_assets_cannot_be_compared(workspace: Workspace) -> None:

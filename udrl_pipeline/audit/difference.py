@@ -1,4 +1,5 @@
-"""What changed between two versions of an asset, and why: rows by what happened to them, settings, code and parents."""
+"""What changed between two versions of an asset, and why: rows by what happened to them; settings, code and parents, theirs and of
+what they come from."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,15 +32,51 @@ SAMPLES = 3
 
 
 @dataclass(frozen=True)
+class Reasons:
+    """Why version `b` of an asset is another than version `a`, as far as what they were made with and from tells.
+
+    Attributes:
+        settings: Settings that differ.
+        code: The two code versions, if they differ.
+        parents: Parents that differ: name -> (version before, version after); None where there was none.
+    """
+
+    a: Version
+    b: Version
+    settings: list[Change]
+    code: tuple[str, str] | None
+    parents: dict[str, tuple[str | None, str | None]]
+
+    @staticmethod
+    def between(a: Version, b: Version) -> "Reasons":
+        parents = {name: (a.parents.get(name), b.parents.get(name)) for name in sorted(a.parents.keys() | b.parents.keys())}
+        return Reasons(
+            a, b,
+            settings=list(changed_settings(a.params, b.params)),
+            code=(a.code_version, b.code_version) if a.code_version != b.code_version else None,
+            parents={name: versions for name, versions in parents.items() if versions[0] != versions[1]},
+        )  # fmt: skip
+
+    def lines(self, of: str = "") -> list[tuple[str, str, str]]:
+        """(parent, setting or code; its name; before -> after). `of` stands behind the first."""
+        parents = [(f"parent{of}", name, f"{a or 'none'} -> {b or 'none'}") for name, (a, b) in self.parents.items()]
+        settings = [(f"setting{of}", change.name, f"{in_yaml(change.before)} -> {in_yaml(change.after)}") for change in self.settings]
+        return parents + settings + ([(f"code{of}", "", " -> ".join(self.code))] if self.code else [])
+
+    def as_dict(self) -> dict[str, Any]:
+        settings = [asdict(change) for change in self.settings]
+        return {"before": self.a.version, "after": self.b.version, "settings": settings, "code": self.code, "parents": self.parents}
+
+
+@dataclass(frozen=True)
 class Difference:
     """Version `b` against version `a`.
 
     Attributes:
         rows: Added, removed and what else happened -> {(task, source): number of rows}; empty for an asset without a table.
         samples: The same names -> some rows, each with what it was and is.
-        settings: Settings that differ.
-        code: The two code versions, if they differ.
-        parents: Parents that differ: name -> (version before, version after); None where there was none.
+        reasons: Settings, code and parents that differ.
+        behind: The same of each asset that they come from and of which the two have another version; the nearest first.
         facts: Single figures that differ, such as a loss.
         lost: What tombstones have taken out of the two since they were made. Those rows are compared no more.
     """
@@ -48,18 +85,15 @@ class Difference:
     b: Version
     rows: dict[str, dict[tuple[str, str], int]]
     samples: dict[str, list[dict[str, Any]]]
-    settings: list[Change]
-    code: tuple[str, str] | None
-    parents: dict[str, tuple[str | None, str | None]]
+    reasons: Reasons
+    behind: list[Reasons] = field(default_factory=list)
     facts: list[Change] = field(default_factory=list)
     lost: Losses = field(default_factory=dict)
 
     def causes(self) -> list[tuple[str, str, str]]:
-        """Why they differ: (parent, setting, code or tombstone; its name; before -> after)."""
-        parents = [("parent", name, f"{a or 'none'} -> {b or 'none'}") for name, (a, b) in self.parents.items()]
-        settings = [("setting", change.name, f"{in_yaml(change.before)} -> {in_yaml(change.after)}") for change in self.settings]
-        code = [("code", "", " -> ".join(self.code))] if self.code else []
-        return parents + settings + code + [("tombstone", str(stone.number), told) for stone, told in self._taken_out()]
+        """Why they differ: (parent, setting, code or tombstone; its name; before -> after), then why those that they come from do."""
+        behind = [line for reasons in self.behind for line in reasons.lines(of=f" of {reasons.a.asset}")]
+        return self.reasons.lines() + behind + [("tombstone", str(stone.number), told) for stone, told in self._taken_out()]
 
     def _taken_out(self) -> Iterator[tuple[Tombstone, str]]:
         """Each tombstone that touched one of the two, and what it took out of which, when and why."""
@@ -85,9 +119,8 @@ class Difference:
                 for what, of_them in self.rows.items()
             },
             "samples": self.samples,
-            "settings": [asdict(change) for change in self.settings],
-            "code": self.code,
-            "parents": self.parents,
+            **{name: told for name, told in self.reasons.as_dict().items() if name not in ("before", "after")},
+            "behind": {reasons.a.asset: reasons.as_dict() for reasons in self.behind},
             "facts": [asdict(change) for change in self.facts],
             "forgotten": [
                 {"tombstone": loss.stone.number, "version": version, "rows": loss.rows, "reason": loss.stone.reason}
@@ -112,17 +145,27 @@ def difference(workspace: Workspace, a: Version, b: Version) -> Difference:
         )
     with damage_named(workspace, [(a.asset, a.version), (b.asset, b.version)]):
         rows, samples = _rows(workspace, a, b) if a.asset in TABLES else ({}, {})
-    lost = losses(Book(workspace), workspace.tombstones())
-    names = sorted(a.parents.keys() | b.parents.keys())
-    parents = {name: (a.parents.get(name), b.parents.get(name)) for name in names}
+    book = Book(workspace)
+    lost = losses(book, workspace.tombstones())
     return Difference(
-        a, b, rows, samples,
-        settings=list(changed_settings(a.params, b.params)),
-        code=(a.code_version, b.code_version) if a.code_version != b.code_version else None,
-        parents={name: versions for name, versions in parents.items() if versions[0] != versions[1]},
+        a, b, rows, samples, Reasons.between(a, b), _behind(book, a, b),
         facts=[change for change in changed_settings(_figures(a.facts), _figures(b.facts)) if change.name not in ("seconds",)],
         lost={key: lost[key] for key in dict.fromkeys(((a.asset, a.version), (b.asset, b.version))) if key in lost},
     )  # fmt: skip
+
+
+def _behind(book: Book, a: Version, b: Version) -> list[Reasons]:
+    """Why the versions that the two come from differ. An asset counts once, where it stands nearest; an earlier student, from which
+    training went on, has a history of its own."""
+    found: dict[str, Reasons | None] = {a.asset: None}
+    left = [(a, b)]
+    while left:
+        pair = left.pop(0)
+        before, after = ({parent.asset: parent for parent in book.parents(version)} for version in pair)
+        for asset in sorted((before.keys() & after.keys()) - found.keys()):
+            found[asset] = Reasons.between(before[asset], after[asset])
+            left.append((before[asset], after[asset]))
+    return [reasons for reasons in found.values() if reasons and reasons.a.version != reasons.b.version]
 
 
 def _rows_told(rows: int | None) -> str:
