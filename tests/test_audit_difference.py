@@ -13,9 +13,13 @@ from udrl_pipeline.audit.changes import Change
 from udrl_pipeline.audit.difference import difference
 from udrl_pipeline.cli import main
 from udrl_pipeline.errors import CorruptArtifact, UdrlError
+from udrl_pipeline.intents import asset as intents_asset
+from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
 
 pytestmark = pytest.mark.usefixtures("kept_open")
+
+Load = Callable[..., Settings]
 
 ROWS = pd.DataFrame(
     {
@@ -136,9 +140,23 @@ def test_a_student_differs_also_by_what_changed_in_the_rows_and_ideas_that_it_co
         "before": "i1",
         "after": "i2",
         "settings": [{"name": "sources", "before": ["a.csv"], "after": ["a.csv", "b.csv"]}],
+        "files": [],
         "code": None,
         "parents": {},
     }
+
+
+def test_a_file_of_ideas_that_was_edited_is_a_cause_by_its_name_and_digests(load: Load, params: Path) -> None:
+    workspace = Workspace(load({"intents.sources": ["own.csv"]}))
+    made = []
+    for content in ("intent\nred fox\n", "intent\nred fox\nblue fox\n"):
+        (params.parent / "own.csv").write_text(content, encoding="utf-8")
+        made.append(intents_asset.build(workspace))
+    before, after = (version.facts["digests"]["own.csv"] for version in made)
+    found = difference(workspace, *made)
+    assert found.causes() == [("file", "own.csv", f"{before[:16]} -> {after[:16]}")]
+    assert found.as_dict()["files"] == [{"name": "own.csv", "before": before, "after": after}]
+    assert found.rows == {"added": {("image,template,search", "own.csv"): 1}}
 
 
 def test_versions_of_two_assets_cannot_be_compared(workspace: Workspace) -> None:

@@ -58,7 +58,7 @@ def test_a_report_leads_up_to_the_teacher_and_the_ideas(workspace: Workspace) ->
         (1, "student/udrl", False), (2, "labeled_dataset", True), (2, "student/udrl", False), (3, "labeled_dataset", True),
     ]  # fmt: skip
     origins = {version.asset: origin(version) for _, version, _ in upwards(Book(workspace), report).walk()}
-    assert origins["intents"] == {"built-in ideas": 3, "files": []}
+    assert origins["intents"] == {"built-in ideas": 3, "files": {}}
     assert origins["teacher_corpus"]["teacher"] == workspace.settings.teacher.model.sha256
     assert (origins["labeled_dataset"], origins["student/udrl"]) == ({"scorer": "f00d"}, {})
 

@@ -41,6 +41,20 @@ def test_built_in_intents_and_a_users_file_make_one_version(load: Load, params: 
     assert [(intent.key, intent.text, intent.tasks, intent.split) for intent in own] == [("my own idea", "My own idea", ("image",), "test")]
 
 
+def test_the_bytes_of_every_file_that_was_read_are_told_by_their_digest(load: Load, params: Path) -> None:
+    for name, content in (("a.csv", "intent\nred fox\n"), ("more/b.jsonl", '{"intent": "owl"}'), ("more/deep/broken.pdf", "no ideas")):
+        (params.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (params.parent / name).write_text(content, encoding="utf-8")
+    workspace = Workspace(load({"intents.builtin": 0, "intents.sources": ["a.csv"], "intents.folder": "more"}))
+    assert asset.build(workspace).facts["digests"] == {
+        "a.csv": "e85961df3dfca35f1c02a1c87c0554e1fafaa6c9ea0b056fbcfa456e66db0466",
+        "more/b.jsonl": "575cb96a79776c205592da97f21bdab31d184193cdcbf981f968a86b63a5a0e5",
+        "more/deep/broken.pdf": "8ab3acb287f516098c00859ee66df95907e473d292d7187d2e4177b021484a13",
+    }
+    (params.parent / "a.csv").write_text("intent\n\nred fox\n\n", encoding="utf-8")
+    assert asset.build(workspace).made_now is False
+
+
 def test_a_second_build_makes_nothing_and_keeps_the_version(workspace: Workspace) -> None:
     first, second = asset.build(workspace), asset.build(workspace)
     assert (second.version, second.made_now) == (first.version, False)

@@ -203,8 +203,7 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
         if again:
             continue
         for name, value in lineage.origin(found).items():
-            told = printable(value) if isinstance(value, str) else to_json(value)
-            click.echo(cli_output.wrapped(f"{'  ' * (depth + 1)}{name}: ", told))
+            click.echo(cli_output.wrapped(f"{'  ' * (depth + 1)}{name}: ", _digested(value)))
     if read is not None:
         times = cli_output.counted(int(read.times.sum()), "time")
         click.echo(f"trained on {cli_output.counted(len(read), 'row')}, {times} in all (--json: their keys, and all settings)")
@@ -214,6 +213,13 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     click.echo("used by" if down.next else "used by nothing")
     for depth, found, again in list(down.walk())[1:]:
         click.echo(_line(depth, found, lost, "  (as above)" * again))
+
+
+def _digested(origin: Any) -> str:
+    """What a version took from outside, in the tree: of each of several digests the first 16 digits."""
+    if isinstance(origin, str):
+        return printable(origin)
+    return to_json({name: digest[:16] for name, digest in origin.items()} if isinstance(origin, dict) else origin)
 
 
 def _line(depth: int, found: "Version", lost: "Losses", told: str) -> str:

@@ -37,6 +37,7 @@ class Reasons:
 
     Attributes:
         settings: Settings that differ.
+        files: Files of ideas that differ: their sha256 before and after.
         code: The two code versions, if they differ.
         parents: Parents that differ: name -> (version before, version after); None where there was none.
     """
@@ -44,28 +45,36 @@ class Reasons:
     a: Version
     b: Version
     settings: list[Change]
+    files: list[Change]
     code: tuple[str, str] | None
     parents: dict[str, tuple[str | None, str | None]]
 
     @staticmethod
     def between(a: Version, b: Version) -> "Reasons":
         parents = {name: (a.parents.get(name), b.parents.get(name)) for name in sorted(a.parents.keys() | b.parents.keys())}
+        digests = a.facts.get("digests"), b.facts.get("digests")
         return Reasons(
             a, b,
             settings=list(changed_settings(a.params, b.params)),
+            files=[] if None in digests else list(changed_settings(*digests)),
             code=(a.code_version, b.code_version) if a.code_version != b.code_version else None,
             parents={name: versions for name, versions in parents.items() if versions[0] != versions[1]},
         )  # fmt: skip
 
     def lines(self, of: str = "") -> list[tuple[str, str, str]]:
-        """(parent, setting or code; its name; before -> after). `of` stands behind the first."""
+        """(parent, setting, file or code; its name; before -> after). `of` stands behind the first."""
         parents = [(f"parent{of}", name, f"{a or 'none'} -> {b or 'none'}") for name, (a, b) in self.parents.items()]
         settings = [(f"setting{of}", change.name, f"{in_yaml(change.before)} -> {in_yaml(change.after)}") for change in self.settings]
-        return parents + settings + ([(f"code{of}", "", " -> ".join(self.code))] if self.code else [])
+        files = [
+            (f"file{of}", change.name, f"{(change.before or 'none')[:16]} -> {(change.after or 'none')[:16]}") for change in self.files
+        ]
+        return parents + settings + files + ([(f"code{of}", "", " -> ".join(self.code))] if self.code else [])
 
     def as_dict(self) -> dict[str, Any]:
-        settings = [asdict(change) for change in self.settings]
-        return {"before": self.a.version, "after": self.b.version, "settings": settings, "code": self.code, "parents": self.parents}
+        return {
+            "before": self.a.version, "after": self.b.version, "settings": [asdict(change) for change in self.settings],
+            "files": [asdict(change) for change in self.files], "code": self.code, "parents": self.parents,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Difference:
     lost: Losses = field(default_factory=dict)
 
     def causes(self) -> list[tuple[str, str, str]]:
-        """Why they differ: (parent, setting, code or tombstone; its name; before -> after), then why those that they come from do."""
+        """Why they differ: (parent, setting, file, code or tombstone; its name; before -> after), then why their origins do."""
         behind = [line for reasons in self.behind for line in reasons.lines(of=f" of {reasons.a.asset}")]
         return self.reasons.lines() + behind + [("tombstone", str(stone.number), told) for stone, told in self._taken_out()]
 

@@ -105,7 +105,7 @@ def decisions(workspace: Workspace) -> dict[Key, list[Promotion]]:
 def origin(version: Version) -> dict[str, Any]:
     """What a version took from outside of the ledger: ideas, the teacher and the scorer."""
     if version.asset == INTENTS:
-        return {"built-in ideas": version.params["builtin"], "files": version.params["sources"]}
+        return {"built-in ideas": version.params["builtin"], "files": version.facts.get("digests", version.params["sources"])}
     if version.asset == CORPUS:
         return {"teacher": version.params["source"], "templates": version.params["templates"]}
     if version.asset == DATASET and "scorer" in version.params:

@@ -5,7 +5,8 @@ import time
 import pandas as pd
 
 from udrl_pipeline.errors import IntentsError
-from udrl_pipeline.intents import EDITIONS, Intent, collect
+from udrl_pipeline.intents import EDITIONS, Intent, collect, sources
+from udrl_pipeline.intents.readers import digests
 from udrl_pipeline.store.names import INTENTS
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Expected, Quarantined, Version, Workspace
@@ -54,6 +55,7 @@ def build(workspace: Workspace) -> Version:
                 "builtin": int(frame.source.str.startswith("builtin:").sum()),
                 "duplicates": intents.duplicates,
                 "set_aside": len(intents.set_aside),
+                "digests": digests(sources(settings), settings.root),  # as they were when this was made: a blank line is no new version
             },
             expectations=[
                 Expected(

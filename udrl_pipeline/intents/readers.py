@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import duckdb
@@ -10,6 +10,7 @@ import duckdb
 from udrl_pipeline.characters import printable
 from udrl_pipeline.errors import IntentsError
 from udrl_pipeline.intents import Candidate
+from udrl_pipeline.versioning import file_sha256
 
 #: How many physical lines one quoted CSV record may span before its opening quote counts as a mistake.
 MAX_RECORD_LINES = 20
@@ -41,6 +42,17 @@ def read_source(path: Path, root: Path) -> list[Candidate]:
 def files_in(folder: Path) -> list[Path]:
     """The files of a folder and of those in it, less what is hidden; none where there is no such folder."""
     return sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def digests(paths: Iterable[Path], root: Path) -> dict[str, str]:
+    """The sha256 of each file (of each in a folder), by the name that its lines are told by; `unreadable` where it cannot be read."""
+    found = {}
+    for file in (file for path in paths for file in (files_in(path) if path.is_dir() else [path])):
+        try:
+            found[_name(file, root)] = file_sha256(file)
+        except OSError:  # its reading has told why
+            found[_name(file, root)] = "unreadable"
+    return found
 
 
 def _read_member(file: Path, root: Path) -> list[Candidate]:
