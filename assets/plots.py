@@ -83,7 +83,7 @@ def _drawn(lines: Mapping[str, Points], across: str, unit: str, from_zero: bool,
         hue = HUES[number % len(HUES)]
         parts.append(f"<path d='{_path(pixels)}' stroke='#{hue}'/>")
         if name:
-            parts.append(_text(LEFT + room * number + 4, 10, _plain(name)[: 14 if len(lines) < 4 else 7], f" fill='#{hue}'"))
+            parts.append(_text(LEFT + room * number + 4, 9, _plain(name)[: 14 if len(lines) < 4 else 8], f" fill='#{hue}'"))
     ends = (
         _text(0, TOP + 8, _number(y1))
         + _text(0, BOTTOM, _number(y0))

@@ -69,6 +69,11 @@ def test_obedience_is_drawn_beside_what_was_commanded() -> None:
     assert "ideal" in texts
 
 
+def test_the_names_of_the_built_in_tasks_stand_whole_beside_the_ideal() -> None:
+    tasks = {task: {"16": {"value": 15}, "8": {"value": 9}} for task in ("image", "template", "search")}
+    assert drawn(achieved(tasks, "words", "words", ideal=True).md_str)[1][:4] == ["image", "template", "search", "ideal"]
+
+
 def test_large_numbers_are_written_out() -> None:
     assert drawn(throughput([(0, 10), (12, 8990.4)], "steps", "tokens/s").md_str)[1][:4] == ["8990", "0", "0", "12"]
 
