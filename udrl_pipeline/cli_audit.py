@@ -47,12 +47,14 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
     """List the versions of ASSET (default: of all assets), the newest first: what each was made from, by which run (and by which it
     was found again last), and what was set otherwise than for the version before it."""
     from udrl_pipeline.audit import versions
+    from udrl_pipeline.audit.book import Book
     from udrl_pipeline.audit.changes import in_yaml
     from udrl_pipeline.audit.history import history
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
-    found = history(workspace, versions(workspace, asset))
+    book = Book(workspace)
+    found = history(workspace, versions(workspace, asset, book), book)
     if as_json:
         click.echo(to_json([entry.as_dict() for entry in found]))
         return
@@ -136,13 +138,15 @@ def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
 def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     """Tell what changed from version BEFORE to version AFTER of an asset, and why: settings, code, and what it was made from."""
     from udrl_pipeline.audit import resolve
+    from udrl_pipeline.audit.book import Book
     from udrl_pipeline.audit.changes import in_yaml
     from udrl_pipeline.audit.difference import difference
     from udrl_pipeline.audit.losses import size
     from udrl_pipeline.store.workspace import Workspace
 
     workspace = Workspace(read_settings(**chosen))
-    found = difference(workspace, resolve(workspace, before), resolve(workspace, after))
+    book = Book(workspace)
+    found = difference(workspace, resolve(workspace, before, book), resolve(workspace, after, book), book)
     if as_json:
         click.echo(to_json(found.as_dict()))
         return
@@ -187,10 +191,10 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     if row:
         _show_row(lineage.trace_row(workspace, book, whole_key(workspace, row)), as_json)
         return
-    start = resolve(workspace, version or "")
+    start = resolve(workspace, version or "", book)
     up, down = lineage.upwards(book, start), lineage.downwards(book, start)
     read, lost = rows_of(workspace, start), losses(book, workspace.tombstones())
-    [made] = history(workspace, [start])
+    [made] = history(workspace, [start], book)
     if as_json:
         trained_on = {"trained_on": dict(zip(read.row_key, read.times.tolist(), strict=True))} if read is not None else {}
         decided = lineage.decisions(workspace)

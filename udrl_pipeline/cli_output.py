@@ -12,7 +12,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
 from udrl_pipeline.characters import printable
 
@@ -67,6 +66,8 @@ class _AboveBars(logging.Handler):
     """Log lines that do not tear a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # here: its import takes longer than some commands work
+
         tqdm.write(safe(self.format(record)), file=sys.stderr)
 
 
@@ -81,6 +82,8 @@ def progress_to_stderr() -> None:
 
 def announce(asset: str, number: int, of: int) -> None:
     """Say which asset is being made."""
+    from tqdm import tqdm
+
     tqdm.write(f"[{number}/{of}] {asset}", file=sys.stderr)
 
 

@@ -7,13 +7,16 @@ from udrl_pipeline.errors import UdrlError
 from udrl_pipeline.store.workspace import Quarantined, Version, Workspace
 
 
-def versions(workspace: Workspace, asset: str | None = None) -> list[Version]:
+def versions(workspace: Workspace, asset: str | None = None, book: Book | None = None) -> list[Version]:
     """Every version of an asset (default: of all), the newest first. One that was made again counts from then on.
+
+    Args:
+        book: The ledger, where it was read already.
 
     Raises:
         UdrlError: The asset has no version.
     """
-    book = Book(workspace)
+    book = book or Book(workspace)
     newest = list({(made.asset, made.version): None for made in reversed(book.makings)})
     if asset and asset not in {name for name, _ in newest}:
         known = ", ".join(sorted({name for name, _ in newest})) or "none"
@@ -41,14 +44,15 @@ def quarantine(workspace: Workspace) -> list[SetAside]:
     return [SetAside(asset, version, Quarantined(*row)) for asset, version, *row in found]
 
 
-def resolve(workspace: Workspace, name: str) -> Version:
+def resolve(workspace: Workspace, name: str, book: Book | None = None) -> Version:
     """The version that a user means: `VERSION`, its first digits, or `ASSET@VERSION` where two assets share them; `ASSET` is the
-    asset's current version, and `ASSET~n` the one n before it (of those that passed their checks).
+    asset's current version, and `ASSET~n` the one n before it (of those that passed their checks). `book` is the ledger, where it was
+    read already.
 
     Raises:
         UdrlError: There is none, or more than one.
     """
-    known = versions(workspace)
+    known = versions(workspace, book=book)
     asset, tilde, back = name.partition("~")
     if asset in {version.asset for version in known} and (back.isdecimal() or not tilde):
         found = [v for v in known if v.asset == asset and v.verdict == "PASS"][int(back or 0) :][:1]

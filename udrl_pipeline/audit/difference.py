@@ -139,8 +139,8 @@ class Difference:
         }
 
 
-def difference(workspace: Workspace, a: Version, b: Version) -> Difference:
-    """Compare two versions of one asset.
+def difference(workspace: Workspace, a: Version, b: Version, book: Book | None = None) -> Difference:
+    """Compare two versions of one asset. `book` is the ledger, where it was read already.
 
     Raises:
         UdrlError: They are versions of different assets, or the files of one are gone.
@@ -154,7 +154,7 @@ def difference(workspace: Workspace, a: Version, b: Version) -> Difference:
         )
     with damage_named(workspace, [(a.asset, a.version), (b.asset, b.version)]):
         rows, samples = _rows(workspace, a, b) if a.asset in TABLES else ({}, {})
-    book = Book(workspace)
+    book = book or Book(workspace)
     lost = losses(book, workspace.tombstones())
     return Difference(
         a, b, rows, samples, Reasons.between(a, b), _behind(book, a, b),

@@ -56,9 +56,9 @@ class Entry:
         }  # fmt: skip
 
 
-def history(workspace: Workspace, versions: list[Version]) -> list[Entry]:
-    """The entries of versions, in their order."""
-    book, states = Book(workspace), promotions.states(workspace.promotions())
+def history(workspace: Workspace, versions: list[Version], book: Book | None = None) -> list[Entry]:
+    """The entries of versions, in their order. `book` is the ledger, where it was read already."""
+    book, states = book or Book(workspace), promotions.states(workspace.promotions())
     lost = losses(book, workspace.tombstones())
     with workspace.database.reader() as connection:
         runs = {run: (sha, dirty) for run, sha, dirty in connection.execute("SELECT run_id, git_sha, git_dirty FROM runs").fetchall()}
