@@ -16,7 +16,16 @@ from benchmarks.operations.deployment import Deployment, Endpoint, wait
 from udrl_pipeline.settings import load
 from udrl_pipeline.store.workspace import Workspace
 
-DEFAULT = {"intents", "teacher_corpus", "labeled_dataset", "student/udrl", "student/sft", "evaluation_report", "promotion"}
+DEFAULT = {
+    "intents",
+    "teacher_corpus",
+    "labeled_dataset",
+    "student/udrl",
+    "student/sft",
+    "evaluation_report",
+    "student_export/udrl",
+    "promotion",
+}
 
 
 def workspace_of(deployment: Deployment) -> Workspace:
@@ -56,12 +65,21 @@ def test_a_file_of_ideas_ends_in_a_promoted_student_and_a_report_and_the_same_fi
         [(own,)] = connection.execute("SELECT count(*) FROM rows WHERE intent_key = 'red kite over the moor'").fetchall()
     assert (rows.version, own) == (made["teacher_corpus"], 2)
 
+    (idle.folder / "intents" / "more.csv").write_text("intent\ngrey seal on a sandbank\n", encoding="utf-8")
+    [_, second] = wait(lambda: found if len(found := runs(idle)) == 2 else None, 120, "the second run")
+    assert idle.wait_for_end(second.run_id, 900) == dg.DagsterRunStatus.SUCCESS, idle.failures(second.run_id)
+    newer = idle.materialised(second.run_id)["student/udrl"]
+    [_, judged] = [entry for entry in workspace.promotions() if entry.asset == "student/udrl"]
+    assert (judged.version, judged.figures["against"]) == (newer, made["student/udrl"])
+    assert judged.in_use == (newer if judged.action == "promoted" else made["student/udrl"])
+    assert judged.report == idle.materialised(second.run_id)["evaluation_report"]
+
     (idle.folder / "intents" / "ideas.csv").unlink()
     for name in ("ideas.csv", "copy.csv"):
         (idle.folder / "intents" / name).write_text(ideas, encoding="utf-8")
     ticks = len(_ticks(idle))
     wait(lambda: len(_ticks(idle)) >= ticks + 4, 120, "four more looks")
-    assert len(runs(idle)) == 1
+    assert len(runs(idle)) == 2
 
 
 def _ticks(deployment: Deployment) -> list[Any]:
@@ -136,6 +154,8 @@ def test_one_task_is_a_run_of_its_own_and_the_next_whole_run_finds_its_versions_
     assert corpus
     assert set(corpus.facts["rows_per_task"]) == {"search"}
     assert corpus.version == team.materialised(one)["teacher_corpus"]
+    [told] = [entry for entry in workspace_of(team).promotions() if entry.version == team.materialised(one)["student/udrl"]]
+    assert (told.action, told.reason) == ("refused", "it does not write image, which the student in use does")
     again = team.launch("everything", config=both)
     assert team.wait_for_end(again) == dg.DagsterRunStatus.SUCCESS, team.failures(again)
     assert team.materialised(again) == team.materialised(whole)

@@ -39,12 +39,12 @@ class Store:
         self.workspace = workspace
         self.students: dict[str, str] = {}
 
-    def student(self, version: str, asset: str = UDRL, seen: Sequence[str] = ()) -> Version:
+    def student(self, version: str, asset: str = UDRL, seen: Sequence[str] = (), tasks: Sequence[str] = ("image",)) -> Version:
         def write(folder: Path) -> None:
             pd.DataFrame({"row_key": pd.Series(list(seen), dtype="str"), "times": 1}).to_parquet(folder / SEEN_FILE)
 
         self.students[asset] = version
-        return self.record(asset, version, {"labeled_dataset": "d"}, write)
+        return self.record(asset, version, {"labeled_dataset": "d"}, write, covered_words={task: [6, 40] for task in tasks})
 
     def report(self, low: float | None = None, asset: str = UDRL, reward: float = 1.2) -> Version:
         """A report on the newest students; `low`: where the interval begins in which the newest one of `asset` is compared."""
@@ -60,9 +60,9 @@ class Store:
         version = content_hash([parents, metrics])
         return self.record(report.ASSET, version, parents, lambda folder: _write(folder / "metrics.json", metrics))
 
-    def record(self, asset: str, version: str, parents: dict[str, str], write: Callable[[Path], None]) -> Version:
+    def record(self, asset: str, version: str, parents: dict[str, str], write: Callable[[Path], None], **facts: Any) -> Version:
         return self.workspace.record(
-            asset, version=version, fingerprint=version, code_version="c", rows=1, params={}, parents=parents, facts={}, write=write
+            asset, version=version, fingerprint=version, code_version="c", rows=1, params={}, parents=parents, facts=facts, write=write
         )
 
     def run(self, workspace: Workspace | None = None) -> Version:
@@ -126,6 +126,24 @@ def test_a_newer_student_is_put_into_use_only_if_the_interval_lies_above_the_mar
     assert store.in_use() == {UDRL: in_use}
     assert (version.version == first.version) is (action == "refused")
     assert {asset: e.version for asset, e in refused(store.workspace).items()} == ({UDRL: "b"} if action == "refused" else {})
+
+
+def test_a_student_of_fewer_tasks_takes_the_place_of_none_that_serves_more(store: Store) -> None:
+    store.student("a", tasks=("image", "search", "template"))
+    store.report()
+    store.run()
+    store.student("b", tasks=("image",))
+    store.report(low=1.2)
+    store.run()
+    entry = store.workspace.promotions()[-1]
+    assert (entry.version, entry.action, entry.in_use) == ("b", "refused", "a")
+    assert (entry.reason, entry.figures) == ("it does not write search and template, which the student in use does", {"against": "a"})
+    store.student("c", tasks=("image", "search", "template", "poem"))
+    store.report(low=1.0)
+    store.run()
+    assert store.in_use() == {UDRL: "c"}
+    promote(store.workspace, store.workspace.find(UDRL, "b"), "images are all that we need")
+    assert store.in_use() == {UDRL: "b"}
 
 
 def test_a_run_with_nothing_new_decides_nothing_and_keeps_the_version(judged: Store) -> None:

@@ -122,6 +122,8 @@ def _judge(workspace: Workspace, student: Version, made: Version) -> Decision | 
         return decision("promoted", "it is the first")
     if fault := unusable(workspace, current):
         return decision("promoted", f"of the one in use, {current.version}: {fault}")
+    if missing := sorted(_tasks(current) - _tasks(student)):
+        return decision("refused", f"it does not write {' and '.join(missing)}, which the student in use does")
     if made.parents.get(in_role(student.asset, gate.ROLE)) != against:
         return None
     metrics, options = _metrics(workspace, made), workspace.settings.promotion
@@ -130,6 +132,10 @@ def _judge(workspace: Workspace, student: Version, made: Version) -> Decision | 
     verdict = gate.judge(ratios, options)
     reason = verdict.reason if ratios else metrics["promotion"][recipe]["reason"]
     return decision("promoted" if verdict.not_worse else "refused", reason, margin=options.margin, measures=verdict.measures)
+
+
+def _tasks(student: Version) -> set[str]:
+    return set(student.facts.get("covered_words", ()))
 
 
 def _metrics(workspace: Workspace, made: Version) -> dict[str, Any]:
