@@ -10,7 +10,7 @@ import pandas as pd
 from assets.automation import LOOKED_AT, on_new_data
 from assets.labeled_dataset import labeled_dataset
 from assets.plots import achieved
-from assets.results import Results, results, sample, table
+from assets.results import Results, newest_report, results, sample, table
 from assets.store import COMPUTE, OWNERS, Store
 from assets.stories import story
 from assets.student import students
@@ -22,18 +22,13 @@ from udrl_pipeline.student.recipes import USUAL
 from udrl_pipeline.versioning import code_version
 
 
-def newest() -> dict[str, Any]:
-    page = page_of("report")
-    return {"newest_report": dg.MetadataValue.url(page)} if page else {}
-
-
 @dg.asset(
     description=story("evaluation_report"),
     kinds={"huggingface", "matplotlib"},
     group_name="verdict",
     owners=OWNERS,
     code_version=code_version(report.SOURCES),
-    metadata=newest(),
+    metadata=newest_report(),
     deps=[teacher_corpus, labeled_dataset, *students],
     output_required=False,
     automation_condition=on_new_data(not_needed=dg.AssetSelection.assets(*students[len(USUAL) :])),

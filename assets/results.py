@@ -46,6 +46,12 @@ def results(step: Step, made: Version, show: Callable[[Path], dict[str, Any]], c
         metrics.FAILURES.add(1, asset=made.asset, cause="check")
 
 
+def newest_report() -> dict[str, Any]:
+    """For an asset's definition: where the newest report is to be read."""
+    page = page_of("report")
+    return {"newest_report": dg.MetadataValue.url(page)} if page else {}
+
+
 def _of_the_run(step: Step, made: Version) -> dict[str, Any]:
     parents = {name: dg.MetadataValue.text(version) for name, version in sorted(made.parents.items())}
     return {

@@ -60,6 +60,11 @@ class Store(dg.ConfigurableResource[Workspace]):
         sections = {name: getattr(self, name) for name in ("intents", "tasks", "teacher", "student", "rounds", "evaluation")}
         return chosen(sections) | self.overrides
 
+    def told(self) -> dict[str, str]:
+        """All that this run sets: its settings, the recipes that it trains, and the files that it reads its settings from."""
+        beside = {"recipes": self.recipes, "params": self.params, "preset": self.preset}
+        return {key: str(value) for key, value in sorted((self.set_for_the_run() | beside).items()) if value is not None}
+
     def workspace(self, run_id: str | None = None) -> Workspace:
         """The workspace of the run's settings.
 
@@ -78,8 +83,7 @@ class Store(dg.ConfigurableResource[Workspace]):
             context.instance.add_run_tags(context.run.run_id, process_tag(process))
         with metrics.failures_counted(context.asset_key.to_user_string()), Usage() as usage:
             workspace = self.workspace(context.run.run_id)
-            if changed := self.set_for_the_run():
-                told = {key: str(value) for key, value in sorted(changed.items())}
+            if told := self.told():
                 context.log.info("set for this run: " + ", ".join(f"{key} = {value}" for key, value in told.items()))
                 context.add_asset_metadata({"set for this run": dg.MetadataValue.json(told)})
             workspace.begin_run()

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from assets.automation import on_new_data
-from assets.results import Results, results
+from assets.results import Results, newest_report, results
 from assets.store import COMPUTE, OWNERS, Store
 from assets.stories import story
 from udrl_pipeline.store.names import EXPORTS
@@ -30,6 +30,7 @@ def student_export(recipe: Recipe) -> dg.AssetsDefinition:
         group_name="students_exported",
         owners=OWNERS,
         code_version=code_version(export.SOURCES),
+        metadata=newest_report(),
         deps=[dg.AssetKey(asset_name(recipe.name).split("/"))],
         check_specs=checks,
         output_required=False,

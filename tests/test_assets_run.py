@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from assets.processes import PROCESS_TAG, close_lost_runs, process_tag
 from assets.run import Wish, main, materialise, open_instance
+from assets.student import learned_from
 from udrl_pipeline import corpus, dataset, exploration, metrics, quality
 from udrl_pipeline.cli_output import Run
 from udrl_pipeline.errors import TeacherError, UdrlError
@@ -75,7 +77,9 @@ def write_rows(folder: Path) -> None:
     import pandas as pd
 
     text = "A lone lighthouse stands in the | storm"
-    frame = pd.DataFrame({"task": ["image", "search"], "intent": ["lighthouse", "boat"], "text": [text] * 2, "asked_words": 7})
+    frame = pd.DataFrame(
+        {"row_key": ["a", "b"], "task": ["image", "search"], "intent": ["lighthouse", "boat"], "text": [text] * 2, "asked_words": 7}
+    )
     frame = frame.assign(recorded=[True, False], run_id="run", created_at=pd.Timestamp("2026-01-01", tz="UTC"))
     frame.assign(split="train", words=7, reward=[0.4, 0.9], quality=[1, 5], round=[0, 1]).to_parquet(folder / "rows.parquet")
 
@@ -213,7 +217,21 @@ def test_the_history_holds_versions_metadata_and_checks(library: Library, projec
     assert student is not None
     assert 400 < len(str(student.metadata["loss_curve"].value)) < 1_000  # the UI shows more behind a link only
     assert {"seconds", "peak_memory_mb", "throughput", "rows_seen"} <= student.metadata.keys()
+    seen = str(student.metadata["sample"].value)
+    assert "lighthouse" in seen
+    assert "boat" not in seen  # which it has not learned from
     assert Workspace(load()).current("student/udrl").run_id == record.dagster_run.run_id
+
+
+def test_a_student_is_shown_without_its_rows_where_they_are_gone(library: Library, project: Path) -> None:
+    run = materialise(Wish())
+    workspace = Workspace(load())
+    folder = workspace.version_folder("labeled_dataset", by_asset(run, "version")["labeled_dataset"])
+    student = workspace.current("student/udrl")
+    assert student
+    assert "sample" in learned_from(workspace, student)
+    shutil.rmtree(folder)
+    assert learned_from(workspace, student) == {}
 
 
 def test_each_expectation_is_a_check_with_its_observed_value(library: Library, project: Path) -> None:

@@ -30,6 +30,18 @@ def test_every_knob_stands_in_the_launchpad_with_the_words_of_the_settings() -> 
     assert told["tasks.names"] == "Tasks to build [entries: at least 1]"
 
 
+def test_every_number_in_the_launchpad_has_a_range() -> None:
+    numbers = [key for key in KNOBS if settings_field(key).annotation in (int, float)]
+    assert numbers
+    assert [key for key in numbers if not settings_field(key).metadata] == []
+
+
+def test_all_that_a_run_sets_is_told() -> None:
+    store = Store(recipes=["sft"], preset="tiny", overrides={"rewards.gain_cap": 0.5})
+    assert store.told() == {"preset": "tiny", "recipes": "['sft']", "rewards.gain_cap": "0.5"}
+    assert Store().told() == {}
+
+
 def test_what_is_left_empty_is_what_params_yaml_says(params: Path, settings: Settings) -> None:
     store = Store(params=str(params))
     assert store.set_for_the_run() == {}
@@ -117,8 +129,8 @@ def test_the_run_tells_what_it_sets_otherwise_in_its_log_its_metadata_and_the_le
         )
         said = [entry.user_message for entry in instance.all_logs(result.run_id)]
     [made] = result.asset_materializations_for_node("intents")
-    assert "set for this run: intents.builtin = 7" in said
-    assert made.metadata["set for this run"].value == {"intents.builtin": "7"}
+    assert f"set for this run: intents.builtin = 7, params = {params}" in said
+    assert made.metadata["set for this run"].value == {"intents.builtin": "7", "params": str(params)}
     assert made.metadata["dagster/row_count"].value == 7
     workspace = Store(params=str(params)).workspace()
     with workspace.database.reader() as connection:

@@ -65,7 +65,7 @@ class ModelRef(_Settings):
 
 class IntentsSettings(_Settings):
     builtin: int = Field(4320, ge=0, description="Built-in intents to use; a larger number keeps the smaller one's")
-    seed: int = Field(13, description="Order in which the built-in intents are drawn")
+    seed: int = Field(13, ge=0, description="Order in which the built-in intents are drawn")
     sources: tuple[str, ...] = Field((), description="CSV, JSONL or Parquet files, or folders of them")
     folder: str | None = Field("intents", description="A folder of such files that is read when it exists, and watched; none: no folder")
     max_words: int = Field(16, ge=1, le=200, description="Longer intents go to quarantine (words)")
@@ -118,7 +118,7 @@ class TeacherSettings(_Settings):
     temperature: float = Field(0.5, gt=0, le=2, description="Sampling temperature of the teacher")
     top_p: float = Field(0.92, gt=0, le=1)
     repetition_penalty: float = Field(1.1, ge=1, le=2)
-    seed: int = Field(7, description="Seed of the engine; row identity does not depend on it")
+    seed: int = Field(7, ge=0, description="Seed of the engine; row identity does not depend on it")
     chunk_rows: int = Field(384, ge=1, description="Most rows between two commits; fewer where the teacher is slow")
     batch_rows: int = Field(32, ge=1, description="Rows per forward pass of the transformers engine")
     max_model_len: int = Field(1024, ge=64, description="Context of the vllm engine (tokens)")
@@ -192,7 +192,7 @@ class StudentSettings(_Settings):
     init_from: str = Field("pruned-teacher", description="scratch | pruned-teacher | recorded | previous | path:folder | hf:org/name@rev")
     scratch: ScratchSettings = ScratchSettings()
     prune: PruneSettings = PruneSettings()
-    seed: int = Field(11, description="Seed of initialisation, order and dropout")
+    seed: int = Field(11, ge=0, description="Seed of initialisation, order and dropout")
     epochs: float = Field(2.0, gt=0, description="Passes over the training rows of a run that starts anew")
     warm_epochs: float = Field(1.0, gt=0, description="Passes of a run that starts from the previous student")
     max_steps: int = Field(0, ge=0, description="Upper limit of optimiser steps; 0 for none")
