@@ -160,7 +160,10 @@ def test_the_values_for_the_chart_tell_it_what_the_other_files_tell() -> None:
     assert daemon["runRetries"]["retryOnAssetOrOpFailure"] is instance["run_retries"]["retry_on_asset_or_op_failure"]
     assert daemon["runRetries"]["maxRetries"] == instance["run_retries"]["max_retries"]
     assert values["pythonLogs"]["managedPythonLoggers"] == instance["python_logs"]["managed_python_loggers"]
+    pools = instance["concurrency"]["pools"]
+    assert values["concurrency"]["pools"] == {"defaultLimit": pools["default_limit"], "granularity": pools["granularity"]}
     (code,) = values["dagster-user-deployments"]["deployments"]
+    assert not [variable for variable in code["env"] if variable["name"].startswith("OTEL_")]  # metrics are off until asked for
     assert code["dagsterApiGrpcArgs"] == ["--module-name", "assets.definitions"]
     assert {mount["name"] for mount in code["volumeMounts"]} == {volume["name"] for volume in code["volumes"]}
 
