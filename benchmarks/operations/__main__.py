@@ -4,8 +4,8 @@
 
 `dagster dev` runs as `make ui` runs it, on a small project; runs are launched and cancelled through the UI's own GraphQL. A run is
 ended in turn by the button Terminate, by SIGKILL of its step and by SIGKILL of its worker, in turn in the teacher's corpus (vLLM first,
-where it is installed, then a slow endpoint), the dataset, a training and an evaluation. After each the daemon has a minute to leave no
-process, no slot of a pool and no lock. Retries are switched off for these runs, so that each kill stays alone. At the end a run
+where it is installed, then a slow endpoint), the dataset, a training, an evaluation and an export. After each the daemon has a minute
+to leave no process, no slot of a pool and no lock. Retries are switched off for these runs, so that each kill stays alone. At the end a run
 with the settings of the last kills has to complete.
 
 Prints a table and writes docs/results/operations.json and .md. Ends with 1 where something was left.
@@ -34,7 +34,7 @@ KILLS = 20
 PATIENCE_S = 60.0
 HOW = {"cancel": "Terminate in the UI", "step": "SIGKILL of the step", "worker": "SIGKILL of the run's worker"}
 #: The assets in which runs are ended, and the longest time into their step.
-WHERE = {"teacher_corpus": 25.0, "labeled_dataset": 2.5, "student/udrl": 12.0, "evaluation_report": 12.0}
+WHERE = {"teacher_corpus": 25.0, "labeled_dataset": 2.5, "student/udrl": 12.0, "evaluation_report": 12.0, "student_export/udrl": 3.0}
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ def config(number: int, where: str, engine: str) -> dict[str, Any]:
         chosen["overrides"] = {"rewards.gain_cap": round(0.5 + number / 100, 2)}
     elif where == "student/udrl":
         chosen["student"] = {"seed": 100 + number}
-    else:
+    elif where == "evaluation_report":
         chosen["evaluation"] = {"seed": 100 + number}
+    else:
+        chosen["evaluation"] = {"temperature": round(0.6 + number / 100, 2)}
     return chosen
 
 
@@ -169,8 +171,8 @@ PAGE = """# {done} runs cancelled or killed
 
 `dagster dev` as `make ui` runs it, on the small project of `make torture`. Each run is launched from the launchpad's GraphQL and
 ended in the middle of its step: by the button Terminate, by SIGKILL of the step's process, or by SIGKILL of the run's worker; in turn in
-the teacher's corpus ({engines}), the dataset, a training and an evaluation. Nothing is cleaned up between them but by the pipeline and
-Dagster's daemon, which has {patience:g} s. Seconds are counted from the signal, as median and longest.
+the teacher's corpus ({engines}), the dataset, a training, an evaluation and an export. Nothing is cleaned up between them but by the
+pipeline and Dagster's daemon, which has {patience:g} s. Seconds are counted from the signal, as median and longest.
 
 {table}
 
