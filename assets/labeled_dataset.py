@@ -41,12 +41,12 @@ def labeled_dataset(context: dg.AssetExecutionContext, store: Store) -> Results:
 
 
 def show(folder: Path) -> dict[str, Any]:
-    frame = pd.read_parquet(folder / "rows.parquet")
     columns = ["task", "split", "intent", "words", "reward", "quality", "text"]
+    frame = pd.read_parquet(folder / "rows.parquet", columns=columns)
     shares = frame.task.value_counts(normalize=True).sort_index()
     return {
         "sample": sample(frame, columns),
         "rewards": histogram(frame, "reward", "reward"),
         **{f"share/{task}": round(float(share), 4) for task, share in shares.items()},
-        **{f"reward_spread/{task}": round(float(rows.reward.std(ddof=0)), 4) for task, rows in frame.groupby("task")},
+        **{f"reward_spread/{task}": round(float(rows.reward.std(ddof=0)), 4) for task, rows in frame[["task", "reward"]].groupby("task")},
     }

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udrl_pipeline import parts
-from udrl_pipeline.parts import by_parts
+from udrl_pipeline.parts import by_parts, workers
 
 
 def numbered(part: pd.DataFrame) -> pd.DataFrame:
@@ -61,6 +61,22 @@ def test_this_process_may_do_something_meanwhile(many: pd.DataFrame) -> None:
     done: list[int] = []
     by_parts(many, "idea", numbered, cores=2, meanwhile=lambda: done.append(os.getpid()))
     assert done == [os.getpid()]
+
+
+def test_processes_that_were_started_before_are_used_for_every_table_and_end_with_their_block(many: pd.DataFrame) -> None:
+    with workers(len(many), cores=2) as pool:
+        assert pool is not None
+        found = [set(by_parts(many, "idea", who, cores=2, pool=pool).process) for _ in range(2)]
+        started = set(pool._processes)
+        assert len(started) == 2
+        assert all(processes <= started for processes in found)
+    assert not any(psutil.pid_exists(process) for process in started)
+
+
+def test_a_small_table_needs_none(many: pd.DataFrame) -> None:
+    for rows, cores in ((30, 2), (60, 1)):
+        with workers(rows, cores) as pool:
+            assert pool is None
 
 
 def test_a_small_table_stays_in_this_process(many: pd.DataFrame) -> None:

@@ -11,9 +11,11 @@ import pandas as pd
 from udrl_pipeline import corpus, quality, rewards
 from udrl_pipeline.errors import IntentsError, QualityError
 from udrl_pipeline.intents.asset import read_intents
+from udrl_pipeline.parts import workers
 from udrl_pipeline.store.names import DATASET
 from udrl_pipeline.store.tables import write_table
 from udrl_pipeline.store.workspace import Expected, Version, Workspace
+from udrl_pipeline.usage import cores
 from udrl_pipeline.versioning import canonical, canonical_text, code_version, content_hash, rows_hash
 
 logger = logging.getLogger(__name__)
@@ -52,9 +54,10 @@ def build(workspace: Workspace) -> Version:
         if made := workspace.reuse(ASSET, fingerprint):
             return made
         _refuse_other_intents(workspace, parents)
-        rows, scored = rewards.score_missing(workspace, corpus.read_rows(workspace, parents[corpus.ASSET]))
-        rows["split"] = rows.intent_key.map({i.key: i.split for i in read_intents(workspace, parents["intents"])})
-        examined = rewards.label(quality.examine(rows, workspace.tasks), settings.rewards)
+        with workers(_rows_of(workspace, parents), cores()) as pool:
+            rows, scored = rewards.score_missing(workspace, corpus.read_rows(workspace, parents[corpus.ASSET]))
+            rows["split"] = rows.intent_key.map({i.key: i.split for i in read_intents(workspace, parents["intents"])})
+            examined = rewards.label(quality.examine(rows, workspace.tasks, pool=pool), settings.rewards)
         kept, expected, quarantined = quality.judge_rows(examined, settings.quality)
         logger.info("kept %d of %d rows; %s", len(kept), len(examined), _told(expected))
         last = workspace.current(ASSET)
@@ -78,6 +81,11 @@ def build(workspace: Workspace) -> Version:
             work={"scored_rows": scored},
         )
         return made
+
+
+def _rows_of(workspace: Workspace, parents: Mapping[str, str]) -> int:
+    made = workspace.find(corpus.ASSET, parents[corpus.ASSET])
+    return made.rows if made else 0
 
 
 def _refuse_other_intents(workspace: Workspace, parents: Mapping[str, str]) -> None:

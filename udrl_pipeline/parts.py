@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 
 import numpy as np
@@ -18,12 +18,29 @@ PART_ROWS = 50_000
 FEW_PARTS = 3
 
 
+@contextmanager
+def workers(rows: int, cores: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for `by_parts`, which start beside what is done before there is a table; None where one of so many rows needs none."""
+    if rows <= FEW_PARTS * PART_ROWS or cores == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DuckDB's and torch's threads
+    pool = ProcessPoolExecutor(cores, context, initializer=_end_with_the_parent)
+    try:
+        with _no_program():  # the first task starts all processes
+            pool.submit(_ready)
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def by_parts(
     frame: pd.DataFrame,
     together: str,
     work: Callable[[pd.DataFrame], pd.DataFrame],
     cores: int,
     meanwhile: Callable[[], object] = lambda: None,
+    pool: ProcessPoolExecutor | None = None,
 ) -> pd.DataFrame:
     """`work` on all rows, in the order of the frame, whatever the number of cores.
 
@@ -32,19 +49,20 @@ def by_parts(
         work: Gives a table with the index of its rows; must be picklable, and not of the program that runs, which the
             others do not import.
         meanwhile: What this process does while others work, if they do.
+        pool: Processes that were started before (`workers`); else some are, for a large table.
     """
     parts = _cut(frame, together)
     if len(parts) <= FEW_PARTS or cores == 1:
         return _joined([work(part) for part in parts], frame.index)
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DuckDB's and torch's threads
-    pool = ProcessPoolExecutor(min(cores, len(parts)), context, initializer=_end_with_the_parent)
-    try:
-        with _no_program():  # the first part starts all processes
-            waited = [pool.submit(work, part) for part in parts]
+    with nullcontext(pool) if pool else workers(len(frame), cores) as found:
+        assert found is not None, "so many parts are worth it"
+        waited = [found.submit(work, part) for part in parts]
         meanwhile()
         return _joined([done.result() for done in waited], frame.index)
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+
+def _ready() -> None:
+    """Work that is done as soon as a process has started."""
 
 
 def _cut(frame: pd.DataFrame, together: str) -> Sequence[pd.DataFrame]:

@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,19 +60,21 @@ NO_FAULT = "none"
 MARKER = r"(?i)(?:^|[\n.;] *)(?:prompt|idea|words|query|description|assistant|user|system) *:"
 
 
-def examine(frame: pd.DataFrame, tasks: Mapping[str, Task], first: str | None = None) -> pd.DataFrame:
+def examine(
+    frame: pd.DataFrame, tasks: Mapping[str, Task], first: str | None = None, pool: ProcessPoolExecutor | None = None
+) -> pd.DataFrame:
     """Add the columns that row expectations look at, and put the rows in the order of their ideas. `frame` has row_key, task, intent,
     intent_key, text, finish_reason.
 
     `similar` is how much an earlier row of the task says the same: 1 where it has the same content words in any order, else the largest
     Jaccard similarity to an earlier row of the same idea. Of two rows that say the same one stays: that with the smaller value in the
-    column `first`, if given; then the smaller key.
+    column `first`, if given; then the smaller key. `pool`: processes that were started for it (`parts.workers`).
     """
     earlier = [*filter(None, [first]), "row_key"]
     frame = in_order(frame, ["intent_key", *earlier])
     banks = {name: _Bank(task) for name, task in tasks.items()}
     texts = frame[["task", "intent", "intent_key", "text"]]
-    read = by_parts(texts, "intent_key", partial(_read, banks=banks), cores(), meanwhile=_expectations)  # whose import takes seconds
+    read = by_parts(texts, "intent_key", partial(_read, banks=banks), cores(), _expectations, pool)  # whose import takes seconds
     told = frame[["task", *earlier]].assign(content=read.content)
     told = told[(told.content != "") & told.duplicated(["task", "content"], keep=False)].sort_values(earlier)
     read.loc[told.index[told.duplicated(["task", "content"])], "similar"] = 1.0
