@@ -59,7 +59,8 @@ def test_a_file_of_ideas_ends_in_a_promoted_student_and_a_report_and_the_same_fi
     workspace = workspace_of(idle)
     assert (workspace.version_folder("evaluation_report", made["evaluation_report"]) / "report.html").exists()
     assert (workspace.version_folder("student/udrl", made["student/udrl"]) / "model.safetensors").exists()
-    assert [(entry.action, entry.version) for entry in workspace.promotions()] == [("promoted", made["student/udrl"])]
+    first = [(entry.action, entry.asset, entry.version) for entry in workspace.promotions()]
+    assert sorted(first) == [("promoted", asset, made[asset]) for asset in ("student/sft", "student/udrl")]
     rows = wait(lambda: workspace.current("teacher_corpus"), 1, "the corpus")
     with workspace.database.reader() as connection:
         [(own,)] = connection.execute("SELECT count(*) FROM rows WHERE intent_key = 'red kite over the moor'").fetchall()
