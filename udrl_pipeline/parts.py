@@ -27,8 +27,9 @@ def workers(rows: int, cores: int) -> Iterator[ProcessPoolExecutor | None]:
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of DuckDB's and torch's threads
     pool = ProcessPoolExecutor(cores, context, initializer=_end_with_the_parent)
     try:
-        with _no_program():  # the first task starts all processes
-            pool.submit(_ready)
+        with _no_program():
+            for _ in range(cores):  # a task that finds no idle process starts one
+                pool.submit(_ready)
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
@@ -56,7 +57,8 @@ def by_parts(
         return _joined([work(part) for part in parts], frame.index)
     with nullcontext(pool) if pool else workers(len(frame), cores) as found:
         assert found is not None, "so many parts are worth it"
-        waited = [found.submit(work, part) for part in parts]
+        with _no_program():  # these may start one, too
+            waited = [found.submit(work, part) for part in parts]
         meanwhile()
         return _joined([done.result() for done in waited], frame.index)
 
