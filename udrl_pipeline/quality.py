@@ -84,10 +84,11 @@ def examine(
 def _read(part: pd.DataFrame, banks: "Mapping[str, _Bank]") -> pd.DataFrame:
     """What can be told of rows from themselves and the others of their idea; all of an idea are there, in their order."""
     texts, counted = part.text.tolist(), rewards.count(part)
+    said = [text.lower().split() for text in texts]
     return counted[["words", "added", "repeated", "content"]].assign(
         latin=[_latin_share(text) for text in texts],
-        similar=_similarity_to_earlier(part),
-        looped=[_repeated_bigrams(text) for text in texts],
+        similar=_similarity_to_earlier(part, said),
+        looped=[_repeated_bigrams(found) for found in said],
         fault=[characters.fault(text) or NO_FAULT for text in texts],
         copied=[banks[task].copied_share(text) for task, text in zip(part.task.tolist(), texts, strict=True)],
     )
@@ -201,47 +202,58 @@ def _latin_share(text: str) -> float:
     return round(sum("LATIN" in unicodedata.name(c, "") for c in letters) / len(letters), 4) if letters else 0.0
 
 
-def _repeated_bigrams(text: str) -> float:
-    found = text.lower().split()
-    return round(1 - len(set(itertools.pairwise(found))) / (len(found) - 1), 4) if len(found) > 1 else 0.0
+def _repeated_bigrams(found: list[str]) -> float:
+    if len(found) - len(set(found)) < 2:
+        return 0.0  # a pair that stands twice is two words that do
+    return round(1 - len(set(itertools.pairwise(found))) / (len(found) - 1), 4)
 
 
 class _Bank:
     """The example pairs of a task, by their word trigrams."""
 
     def __init__(self, task: Task) -> None:
-        self._examples = [_trigrams(_words(example.text.lower())) for example in task.examples]
+        self._examples = [_trigrams(_words(example.text)) for example in task.examples]
         self._any = set().union(*self._examples)
 
     def copied_share(self, text: str) -> float:
         """The largest share of the text's word trigrams that stand in one example pair."""
-        words = _words(text.lower())
+        words = _words(text)
         if len(words) > 2 and self._any.isdisjoint(zip(words, words[1:], words[2:], strict=False)):
             return 0.0  # nearly always, and told without a set
         found = _trigrams(words)
         return round(max(len(found & example) for example in self._examples) / len(found), 4)
 
 
-_words = re.compile(r"\w+").findall
+_WORD = re.compile(r"\w+")
+_WORD_BYTES = bytes(code if code < 128 and _WORD.match(chr(code)) else ord(" ") for code in range(256))
+
+
+def _words(text: str) -> list[str]:
+    lower = text.lower()
+    # a third of the time of the regular expression
+    return lower.encode().translate(_WORD_BYTES).decode().split() if lower.isascii() else _WORD.findall(lower)
 
 
 def _trigrams(words: list[str]) -> set[tuple[str, ...]]:
     return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
 
 
-def _similarity_to_earlier(frame: pd.DataFrame) -> "np.ndarray[Any, Any]":
-    """For each row, the largest Jaccard similarity to an earlier row of its task and idea."""
-    similar, texts = np.zeros(len(frame)), frame.text.tolist()
-    for rows in frame.groupby(["task", "intent_key"], sort=False).indices.values():
-        earlier: list[frozenset[str]] = []
-        for n in rows if len(rows) > 1 else ():
-            bag = frozenset(normalise(texts[n]).split())
-            if bag and earlier:
-                similar[n] = round(max(_jaccard(bag, other) for other in earlier), 4)
-            earlier.append(bag)
+def _similarity_to_earlier(frame: pd.DataFrame, said: list[list[str]]) -> "np.ndarray[Any, Any]":
+    """For each row, the largest Jaccard similarity to an earlier row of its task and idea; the rows of an idea follow each other.
+    `said` is the words of each text."""
+    similar = np.zeros(len(frame))
+    idea, earlier = None, dict[str, list[set[str]]]()
+    for n, (task, key, text) in enumerate(zip(frame.task.tolist(), frame.intent_key.tolist(), frame.text.tolist(), strict=True)):
+        if key != idea:
+            idea, earlier = key, {}
+        bag = set(said[n] if text.isascii() else normalise(text).split())
+        others = earlier.setdefault(task, [])
+        if bag and others:
+            similar[n] = round(max([_jaccard(bag, other) for other in others]), 4)
+        others.append(bag)
     return similar
 
 
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+def _jaccard(a: set[str], b: set[str]) -> float:
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared)

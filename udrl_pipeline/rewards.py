@@ -102,11 +102,12 @@ def _not_new(intent: str) -> frozenset[str]:
 
 def repetition(text: str) -> float:
     """Share of the content words of a text that stand in it before, in [0, 1]."""
-    return _repeated(content_words(text))
+    content = content_words(text)
+    return _repeated(content, set(content))
 
 
-def _repeated(content: list[str]) -> float:
-    return 1 - len(set(content)) / len(content) if content else 0.0
+def _repeated(content: list[str], different: set[str]) -> float:
+    return 1 - len(different) / len(content) if content else 0.0
 
 
 def count(frame: pd.DataFrame) -> pd.DataFrame:
@@ -115,9 +116,10 @@ def count(frame: pd.DataFrame) -> pd.DataFrame:
     lengths, added, repeated, contents = list[int](), list[int](), list[float](), list[str]()
     for intent, text in zip(frame.intent.tolist(), frame.text.tolist(), strict=True):  # lists: a column hands its values out slowly
         content = content_words(text)
+        different = set(content)
         lengths.append(words(text))
-        added.append(len(set(content) - _not_new(intent)))
-        repeated.append(_repeated(content))
+        added.append(len(different - _not_new(intent)))
+        repeated.append(_repeated(content, different))
         contents.append(" ".join(sorted(content)))
     content_column = pd.Series(contents, frame.index, str)
     return frame.assign(
