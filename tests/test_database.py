@@ -89,6 +89,34 @@ def test_a_reader_cannot_write(database: Database) -> None:
         connection.execute("DELETE FROM scores")
 
 
+def test_what_is_kept_open_is_read_over_one_connection_and_then_closed(database: Database) -> None:
+    with database.kept_open():
+        with database.reader() as first, database.reader() as second:
+            assert first is second
+        assert keys(database) == ["first"]
+    add(database, "second")
+    assert keys(database) == ["first", "second"]
+
+
+def test_a_question_that_fails_closes_what_was_kept_open(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), database.kept_open():
+        1 / 0  # noqa: B018
+    add(database, "second")
+    assert keys(database) == ["first", "second"]
+
+
+def test_times_are_told_in_utc_whatever_the_zone_of_the_machine(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        with database.reader() as connection:
+            asked = connection.execute("SELECT current_setting('TimeZone'), TIMESTAMPTZ '2026-01-02 03:04:05+00'::VARCHAR")
+            assert asked.fetchone() == ("UTC", "2026-01-02 03:04:05+00")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_an_older_file_is_brought_to_the_newest_schema_and_keeps_its_rows(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     from udrl_pipeline.store import database as module
 

@@ -169,6 +169,21 @@ def test_who_reads_waits_for_nobody_and_sees_one_state(url: str) -> None:
         assert connection.execute("SELECT count(*) FROM scores").fetchall() == [(1,)]
 
 
+def test_what_is_kept_open_is_read_over_one_connection_as_it_stood_at_first(url: str) -> None:
+    database, other = PostgresDatabase(url), PostgresDatabase(url)
+    count = "SELECT count(*) FROM scores"
+    with database.kept_open():
+        with database.reader() as first:
+            assert first.execute(count).fetchone() == (0,)
+        with other.writer() as connection:
+            connection.execute("INSERT INTO scores VALUES ('first', 'v1', 0.5)")
+        with database.reader() as second:
+            assert second is first
+            assert second.execute(count).fetchone() == (0,)
+    with database.reader() as third:
+        assert third.execute(count).fetchone() == (1,)
+
+
 def test_a_second_writer_waits_and_then_says_so(url: str) -> None:
     database = PostgresDatabase(url, wait_s=0.2)
     with database.writer(), pytest.raises(StoreLocked, match="another process writes"), database.writer():

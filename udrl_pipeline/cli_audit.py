@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from udrl_pipeline.audit.impact import Touched
     from udrl_pipeline.audit.lineage import RowTrace
     from udrl_pipeline.audit.losses import Losses
-    from udrl_pipeline.store.workspace import Version
+    from udrl_pipeline.store.workspace import Version, Workspace
 
 
 @click.group()
@@ -50,9 +50,8 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
     from udrl_pipeline.audit.book import Book
     from udrl_pipeline.audit.changes import in_yaml
     from udrl_pipeline.audit.history import history
-    from udrl_pipeline.store.workspace import Workspace
 
-    workspace = Workspace(read_settings(**chosen))
+    workspace = _store(chosen)
     book = Book(workspace)
     found = history(workspace, versions(workspace, asset, book), book)
     if as_json:
@@ -73,6 +72,15 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
 
 
+def _store(chosen: dict[str, Any]) -> "Workspace":
+    """The store that a question is put to; what it reads until the command ends goes over one connection."""
+    from udrl_pipeline.store.workspace import Workspace
+
+    workspace = Workspace(read_settings(**chosen))
+    click.get_current_context().with_resource(workspace.database.kept_open())
+    return workspace
+
+
 def _at_git(sha: str, dirty: bool) -> str:
     return f"  at git {sha[:12]}{' with uncommitted changes' * dirty}" if sha else ""
 
@@ -83,9 +91,8 @@ def _at_git(sha: str, dirty: bool) -> str:
 def audit_quarantine(as_json: bool, **chosen: Any) -> None:
     """Show what the newest version of each asset does without, and why."""
     from udrl_pipeline.audit import quarantine
-    from udrl_pipeline.store.workspace import Workspace
 
-    found = quarantine(Workspace(read_settings(**chosen)))
+    found = quarantine(_store(chosen))
     if as_json:
         click.echo(to_json([{"asset": s.asset, "version": s.version, **asdict(s.row)} for s in found]))
         return
@@ -116,7 +123,7 @@ def audit_verify(version: str | None, as_json: bool, **chosen: Any) -> None:
     from udrl_pipeline.audit.verify import verify
     from udrl_pipeline.store.workspace import Workspace
 
-    workspace = Workspace(read_settings(**chosen))
+    workspace = Workspace(read_settings(**chosen))  # not `_store`: where its file is missing, that is a fault to tell
     only = resolve(workspace, version) if version else None
     faults = verify(workspace, only)
     if as_json:
@@ -142,9 +149,8 @@ def audit_diff(before: str, after: str, as_json: bool, **chosen: Any) -> None:
     from udrl_pipeline.audit.changes import in_yaml
     from udrl_pipeline.audit.difference import difference
     from udrl_pipeline.audit.losses import size
-    from udrl_pipeline.store.workspace import Workspace
 
-    workspace = Workspace(read_settings(**chosen))
+    workspace = _store(chosen)
     book = Book(workspace)
     found = difference(workspace, resolve(workspace, before, book), resolve(workspace, after, book), book)
     if as_json:
@@ -182,11 +188,10 @@ def audit_trace(version: str | None, row: str | None, as_json: bool, **chosen: A
     from udrl_pipeline.audit.history import history
     from udrl_pipeline.audit.losses import losses
     from udrl_pipeline.audit.rows import rows_of, whole_key
-    from udrl_pipeline.store.workspace import Workspace
 
     if (version is None) == (row is None):
         raise UdrlError("neither a version nor a row, or both", where="udrl audit trace", remedy="name a version, or a row with --row KEY")
-    workspace = Workspace(read_settings(**chosen))
+    workspace = _store(chosen)
     book = Book(workspace)
     if row:
         _show_row(lineage.trace_row(workspace, book, whole_key(workspace, row)), as_json)
@@ -268,7 +273,6 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
     from udrl_pipeline.audit.history import state_of
     from udrl_pipeline.audit.rows import whole_key
     from udrl_pipeline.store import promotions
-    from udrl_pipeline.store.workspace import Workspace
 
     questions = (
         (impact.impact_of_row, row),
@@ -279,7 +283,7 @@ def audit_impact(as_json: bool, row: str | None, intent: str | None, source: str
     asked = [(ask, value) for ask, value in questions if value is not None]
     if len(asked) != 1:
         raise UdrlError("one question at a time", where="udrl audit impact", remedy="give one of --row, --intent, --source, --run")
-    workspace = Workspace(read_settings(**chosen))
+    workspace = _store(chosen)
     ask, value = asked[0]
     found = ask(workspace, whole_key(workspace, value) if row else value)
     book = Book(workspace)

@@ -7,12 +7,13 @@ waits with a message, then fails with `StoreLocked`; nothing is ever half writte
 import errno
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import duckdb
 from filelock import FileLock
@@ -52,8 +53,49 @@ class Connection(Protocol):
     def register(self, name: str, frame: Any, /) -> Any: ...
 
 
-class Database:
-    """The pipeline's DuckDB file; made, and brought to the newest schema, on first use."""
+AConnection = TypeVar("AConnection", bound=Connection)
+
+
+class Readable(ABC, Generic[AConnection]):
+    """What both kinds of store do when they are read.
+
+    Attributes:
+        where: The file or the server, as an error names it.
+    """
+
+    where: str
+    _kept: AConnection | None = None
+
+    @contextmanager
+    def reader(self) -> Iterator[AConnection]:
+        """A connection that cannot write.
+
+        Raises:
+            StoreLocked, CorruptArtifact, RemoteError: Another process writes, the file is damaged, or the server cannot be asked.
+        """
+        if self._kept is None:
+            with self._open_reader() as connection:
+                yield connection
+        else:
+            with typed_errors(self.where):
+                yield self._kept
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """What is read in the block is read over one connection: to open one takes as long as some questions. Nothing can be written."""
+        with self.reader() as self._kept:
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    @abstractmethod
+    def _open_reader(self) -> AbstractContextManager[AConnection]:
+        """A connection that cannot write, closed at the end of the block."""
+
+
+class Database(Readable[duckdb.DuckDBPyConnection]):
+    """The pipeline's DuckDB file; made, and brought to the newest schema, on first use. Several processes may read it at a time."""
 
     def __init__(self, path: Path, wait_s: float = 60.0) -> None:
         self.path, self.wait_s = path, wait_s
@@ -86,14 +128,8 @@ class Database:
             connection.commit()
 
     @contextmanager
-    def reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection; several processes may hold one at a time.
-
-        Raises:
-            StoreLocked, CorruptArtifact: Another process writes, or the file is damaged.
-        """
-        self._make()
-        with typed_errors(self.path), closing(self._connect(read_only=True)) as connection:
+    def _open_reader(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with typed_errors(self.path), closing(self._opened()) as connection:
             yield connection
 
     def compact(self) -> None:
@@ -125,14 +161,25 @@ class Database:
         with typed_errors(self.path):
             if not self._is_there():
                 self._create()
-            elif self._schema_is_old():
+            else:
                 with closing(self._connect(read_only=False)) as connection:
                     _migrate(connection)
         self._migrated = True
 
-    def _schema_is_old(self) -> bool:
-        with closing(self._connect(read_only=True)) as connection:
-            return not set(migrations()) <= _applied(connection)
+    def _opened(self) -> duckdb.DuckDBPyConnection:
+        """A read-only connection; in UTC, since of another zone DuckDB asks pytz, which then reads the names of them all."""
+        if self._migrated or not self._is_there():
+            self._make()
+            connection = self._connect(read_only=True)
+        else:
+            connection = self._connect(read_only=True)
+            if not set(migrations()) <= _applied(connection):
+                connection.close()
+                self._make()
+                connection = self._connect(read_only=True)
+            self._migrated = True
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection
 
     def _is_there(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0  # an empty file is what is left when making it failed

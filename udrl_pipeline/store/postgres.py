@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from udrl_pipeline.errors import RemoteError, StoreFull, StoreLocked, StoreUnwritable, UdrlError
-from udrl_pipeline.store.database import Connection, migrations, typed_errors
+from udrl_pipeline.store.database import Connection, Readable, migrations, typed_errors
 from udrl_pipeline.store.locks import Holder
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ REFUSED = ("authentication failed", "no password supplied", "pg_hba.conf", "perm
 _ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", NUL: STAND_IN})
 
 
-class PostgresDatabase:
+class PostgresDatabase(Readable[Connection]):
     """The pipeline's tables on a Postgres server; made, and brought to the newest schema, on first use.
 
     Args:
@@ -68,12 +68,8 @@ class PostgresDatabase:
             yield connection
 
     @contextmanager
-    def reader(self) -> Iterator[Connection]:
-        """Everything as it stands now, whoever writes meanwhile.
-
-        Raises:
-            RemoteError: The server cannot be asked.
-        """
+    def _open_reader(self) -> Iterator[Connection]:
+        """Everything as it stands now, whoever writes meanwhile."""
         self._make()
         with self._transaction("REPEATABLE READ") as connection:
             yield connection
