@@ -221,7 +221,7 @@ def test_a_stream_shows_the_pieces_of_one_text(generate: Callable[..., Result], 
     assert result.stdout == "red kite as asked \n"
     assert result.stderr == "warning  length 30 is outside what the search rows cover (6 to 20 words): 20 is used\n"
     assert [(call["seed"], call["temperature"]) for call in student.calls] == [(5, 0.8)]
-    for wrong in (["-n", "2"], ["--json"], ["--to", "out.csv"]):
+    for wrong in (["-n", "2"], ["--best-of", "2"], ["--json"], ["--to", "out.csv"]):
         refused = generate("red kite", "--stream", *wrong)
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert "--stream: shows one text, as it comes" in refused.stderr

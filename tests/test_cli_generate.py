@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from student_fake import SPACE, Echo, record_student
-from udrl_pipeline import cli_generate
+from udrl_pipeline import cli_generate, rewards
 from udrl_pipeline.cli import main
 from udrl_pipeline.promotion import promote
 from udrl_pipeline.store.workspace import Workspace
@@ -106,6 +107,15 @@ def test_many_ideas_are_asked_and_written_in_lots(
     made = records(generate("--input", "ideas.jsonl", "--json"))
     assert [record["intent"] for record in made] == [f"idea {n} of ten" for n in range(10)]
     assert [(call["number"], call["seed"]) for call in student.calls] == [(4, 5), (4, 9), (2, 13)]
+
+
+def test_of_several_texts_to_one_idea_the_best_is_shown(
+    generate: Callable[..., Result], student: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewards.Scorer, "relevance", lambda self, ideas, texts: np.full(len(texts), 0.5))
+    made = records(generate("red kite", "blue heron", "-n", "2", "--best-of", "4", "--json"))
+    assert [record["intent"] for record in made] == ["red kite", "red kite", "blue heron", "blue heron"]
+    assert [(call["number"], call["seed"]) for call in student.calls] == [(16, 5)]
 
 
 def test_a_student_of_ones_own_folder(generate: Callable[..., Result], tmp_path: Path) -> None:

@@ -176,6 +176,14 @@ def record_student(folder: Path, **chosen: Any) -> None:
 @click.option("--length-guidance", type=click.FloatRange(0, 10), default=1.0, show_default=True, metavar="WEIGHT", help="And the length.")
 @click.option("--idea-guidance", type=click.FloatRange(0, 10), metavar="WEIGHT", help="And the idea.  [default: the student's own]")
 @click.option("-n", "number", type=click.IntRange(1, 1000), default=1, show_default=True, help="Texts per idea.")
+@click.option(
+    "--best-of",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    metavar="NUMBER",
+    help="Write so many for each text, and keep the one of the highest reward.",
+)
 @click.option("--recipe", default="udrl", show_default=True, help="Which student.")
 @click.option("--student", type=PATH, metavar="FOLDER", help="A student's folder, instead of the one in use.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy.  [default: evaluation.temperature]")

@@ -16,6 +16,7 @@ from udrl_pipeline.intents import Candidate, SetAside, clean, problem
 from udrl_pipeline.intents.readers import read_source
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Workspace
+from udrl_pipeline.student.best_of import BestOf
 from udrl_pipeline.student.engines import DESCRIPTION, Engine, engine_folder, load_student
 from udrl_pipeline.student.recipes import RECIPES
 from udrl_pipeline.versioning import content_hash, files_sha256
@@ -43,6 +44,7 @@ class Ask:
     length_guidance: float
     idea_guidance: float | None
     number: int
+    best_of: int
     recipe: str
     student: Path | None
     engine: Engine
@@ -82,10 +84,14 @@ def generate_texts(ask: Ask, settings: Settings) -> None:
     elif ask.output:
         _write_table(ask.output, folder, wanted, ask, settings)
     else:
-        _show(load_student(folder), wanted, ask, settings)
+        _show(_student(folder, ask, settings), wanted, ask, settings)
 
 
-def _show(student: "Student", wanted: list[Wanted], ask: Ask, settings: Settings) -> None:
+def _student(folder: Path, ask: Ask, settings: Settings) -> "Student | BestOf":
+    return BestOf(load_student(folder), ask.best_of, settings) if ask.best_of > 1 else load_student(folder)
+
+
+def _show(student: "Student | BestOf", wanted: list[Wanted], ask: Ask, settings: Settings) -> None:
     show = _JsonLines(sys.stdout, student.recipe) if ask.as_json else _PlainLines(sys.stdout)
     told: set[str] = set()
     for lot in _texts(student, wanted, ask, settings):
@@ -98,7 +104,7 @@ def _write_table(output: Path, folder: Path, wanted: list[Wanted], ask: Ask, set
     told: set[str] = set()
 
     def lots(done: int) -> Iterator[list[cli_batch.Record]]:
-        student = load_student(folder)
+        student = _student(folder, ask, settings)
         rows = iter(wanted[done:])
         for lot in _texts(student, wanted, ask, settings, done):
             for made in lot:
@@ -114,8 +120,9 @@ def _write_table(output: Path, folder: Path, wanted: list[Wanted], ask: Ask, set
 
 
 def _stream(student: "Student", wanted: list[Wanted], ask: Ask, settings: Settings) -> None:
-    if len(wanted) > 1 or ask.output or ask.as_json:
-        raise StudentError("shows one text, as it comes", where="--stream", remedy="give one idea, and neither -n, --to nor --json")
+    if len(wanted) > 1 or ask.best_of > 1 or ask.output or ask.as_json:
+        remedy = "give one idea, and neither -n, --best-of, --to nor --json"
+        raise StudentError("shows one text, as it comes", where="--stream", remedy=remedy)
     sampling, seed = _sampling(ask, settings)
     pieces = student.stream(wanted[0].command, **sampling, seed=seed, **_guidance(ask))
     for piece in pieces:
@@ -143,7 +150,7 @@ def _guidance(ask: Ask) -> dict[str, Any]:
     return {"guidance": ask.guidance, "length_guidance": ask.length_guidance, "idea_guidance": ask.idea_guidance}
 
 
-def _texts(student: "Student", wanted: list[Wanted], ask: Ask, settings: Settings, done: int = 0) -> "Iterator[list[Generated]]":
+def _texts(student: "Student | BestOf", wanted: list[Wanted], ask: Ask, settings: Settings, done: int = 0) -> "Iterator[list[Generated]]":
     """The texts behind the first `done` ones, lot by lot; each lot has random numbers of its own."""
     sampling, seed = _sampling(ask, settings)
     for start in range(done, len(wanted), LOT):

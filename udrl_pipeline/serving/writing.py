@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from udrl_pipeline.serving.batching import Knobs, Row, Written
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.student.best_of import Rewarder
 
 if TYPE_CHECKING:
     from udrl_pipeline.student.generation import Generated
@@ -17,7 +18,7 @@ class StudentWriter:
     def __init__(self, settings: Settings) -> None:
         sampling = settings.evaluation.sampling
         self._fixed = {name: sampling[name] for name in ("min_p", "repetition_penalty")}
-        self._settings, self._scorer = settings, None  # type: Settings, Any
+        self._rewards = Rewarder(settings) if settings.serve.scores else None
 
     def write(self, student: Any, rows: Sequence[Row], knobs: Knobs) -> list[Written]:
         made = student.generate([row.command for row in rows], seed=[row.seed for row in rows], **self._options(knobs))
@@ -34,17 +35,10 @@ class StudentWriter:
         }  # fmt: skip
 
     def _scored(self, texts: list[Written]) -> list[Written]:
-        if not self._settings.serve.scores:
+        if self._rewards is None:
             return texts
-        import pandas as pd
-
-        from udrl_pipeline import rewards
-
-        self._scorer = self._scorer or rewards.Scorer(self._settings)
-        ideas, written = [text.command.intent for text in texts], [text.text for text in texts]
-        frame = pd.DataFrame({"intent": ideas, "text": written, "relevance": self._scorer.relevance(ideas, written)})
-        labeled = rewards.label(frame, self._settings.rewards)
-        return [replace(text, reward=float(reward)) for text, reward in zip(texts, labeled.reward, strict=True)]
+        rewards = self._rewards([text.command.intent for text in texts], [text.text for text in texts])
+        return [replace(text, reward=reward) for text, reward in zip(texts, rewards, strict=True)]
 
 
 def _written(made: "Generated") -> Written:
