@@ -1,10 +1,12 @@
 """Ideas that are not made as the built-in ones are: does a student take their words over?
 
-    .venv/bin/python benchmarks/unseen.py [--guidance 4] [--idea-guidance 1.5] [--student FOLDER ...] [--show] [--out FILE]
+    .venv/bin/python benchmarks/unseen.py [--guidance 4] [--idea-guidance 1.5] [--best-of 8] [--student FOLDER ...]
+        [--show] [--out FILE]
 
 Asks students (without --student: udrl and sft as they are in use) for each of forty ideas in each task, at their best quality. Prints
 how many content words these ideas have and how many of them the built-in ideas lack; then the reward, the relevance, the share of texts
-off their idea, and how many of its content words a text holds; with --show a text for each idea, too. Writes JSON.
+off their idea, and how many of its content words a text holds; with --show a text for each idea, too. With --best-of each student is asked
+once more, and writes so many for a text. Writes JSON.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from udrl_pipeline import settings as settings_module
 from udrl_pipeline.cli_generate import student_folder
 from udrl_pipeline.commands import Command
 from udrl_pipeline.settings import Settings
+from udrl_pipeline.student.best_of import BestOf
 from udrl_pipeline.student.engines import load_student
 from udrl_pipeline.student.recipes import USUAL
 
@@ -38,11 +41,11 @@ IDEAS = [
 ]  # fmt: skip
 
 
-def ask(folder: Path, settings: Settings, scorer: rewards.Scorer, weights: dict[str, float | None]) -> pd.DataFrame:
+def ask(folder: Path, settings: Settings, scorer: rewards.Scorer, weights: dict[str, float | None], best_of: int) -> pd.DataFrame:
     """One text per idea and task, with relevance, reward and kept (the share of the idea's content words that it holds)."""
     student = load_student(folder)
     commands = [Command(task, idea, quality=student.space.best.get(task)) for task in settings.tasks.names for idea in IDEAS]
-    made = student.generate(commands, **settings.evaluation.sampling, **weights)
+    made = BestOf(student, best_of, settings).generate(commands, **settings.evaluation.sampling, **weights)
     asked = [(command.task, command.intent, text.text) for command, text in zip(commands, made, strict=True)]
     texts = pd.DataFrame(asked, columns=["task", "intent", "text"])
     texts = rewards.label(texts.assign(relevance=scorer.relevance(texts.intent.tolist(), texts.text.tolist())), settings.rewards)
@@ -65,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guidance", type=float, help="of the quality (default: the student's own)")
     parser.add_argument("--idea-guidance", type=float, help="of the idea (default: the student's own)")
+    parser.add_argument("--best-of", type=int, help="also write so many for each text, and keep the one of the highest reward")
     parser.add_argument("--student", type=Path, action="append", help="a student's folder; repeatable")
     parser.add_argument("--show", action="store_true", help="print a text for each idea")
     parser.add_argument("--out", type=Path, default=Path("docs/results/unseen.json"))
@@ -77,8 +81,10 @@ def main() -> None:
     print("content words: {builtin} in the built-in ideas, {forty} in the forty, {new} of them in no built-in one\n".format(**words))
     print(f"{'student':20} {'reward':>7} {'relevance':>10} {'off idea':>9} {'words kept':>11}")
     folders = {path.name: path for path in arguments.student or ()} or {recipe: student_folder(recipe, settings) for recipe in USUAL}
-    for name, folder in folders.items():
-        texts = ask(folder, settings, scorer, weights)
+    numbers = [1, *filter(None, [arguments.best_of])]
+    for name, folder, best_of in ((name, folder, best_of) for name, folder in folders.items() for best_of in numbers):
+        name += f", best of {best_of}" * (best_of > 1)
+        texts = ask(folder, settings, scorer, weights, best_of)
         off = float((texts.relevance < OFF).mean())
         means = {"reward": texts.reward.mean(), "relevance": texts.relevance.mean(), "off_idea": off, "kept": texts.kept.mean()}
         found[name] = {"texts": len(texts), **{key: round(float(value), 4) for key, value in means.items()}}
