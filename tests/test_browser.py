@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import yaml
 
@@ -29,14 +30,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 #: What is smaller than in presets/tiny.yaml, so that nine assets are made in minutes on two cores.
 SMALLER: dict[str, dict[str, Any]] = {
-    "intents": {"builtin": 150},
+    "intents": {"builtin": 90},
     "teacher": {"engine": "transformers", "samples": 1},
     "quality": {"min_rows_per_task": 10},
     "student": {"max_steps": 12, "save_every": 6},
     "rounds": {"intents": 8},
-    "evaluation": {"intents": 4, "sweep_intents": 2, "quality_intents": 2, "length_intents": 2, "judge_rows": 2, "bootstrap": 100},
+    "evaluation": {
+        "intents": 4, "sweep_intents": 2, "quality_intents": 2, "length_intents": 2, "judge_rows": 2, "bootstrap": 100,
+        "latency_repeats": 1,
+    },
     "schedule": {"cron": "* * * * *"},
-}
+}  # fmt: skip
 BY_SCHEDULE = [
     "intents",
     "teacher_corpus",
@@ -147,13 +151,14 @@ def site(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     port, pages = free_port(), free_port()
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY), "DAGSTER_HOME": str(folder), "UDRL_PARAMS": str(folder / "params.yaml"), "UDRL_PRESET": "",
-        "UDRL_PAGES_URL": f"http://127.0.0.1:{pages}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "UDRL_PAGES_URL": f"http://127.0.0.1:{pages}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2",
     }  # fmt: skip
     commands = {
         f"http://127.0.0.1:{port}/server_info": ["dagster", "dev", "-m", "assets.definitions", "-p", str(port), "-h", "127.0.0.1"],
         f"http://127.0.0.1:{pages}/": ["udrl_pipeline.cli", "pages", "--port", str(pages)],
     }
     processes = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell's `&` ignores it, Dagster would ignore SIGTERM, too
     try:
         for url, command in commands.items():
             log = folder / f"{command[0]}.log"
@@ -208,6 +213,8 @@ def test_a_page_shows_plots_and_sample_rows_in_place(site: Site) -> None:
     assert plots.count() == 2
     assert all(plots.nth(n).bounding_box()["width"] > 200 for n in range(2))
     site.picture("student.png", 1400, 1500)
+    site.page.get_by_text("Plots", exact=True).first.click()
+    site.page.locator("canvas").nth(4).wait_for()  # a curve over the runs for each number
     site.open("/assets/labeled_dataset", "rewards")
     assert site.page.locator('img[src^="data:image/svg+xml"]').count() == 1
     assert site.page.locator("table table tr").count() > 3
@@ -237,16 +244,19 @@ def test_the_schedule_is_turned_on_and_its_tick_skips_with_its_reason(site: Site
 
 
 def test_broken_data_turn_a_check_red_and_train_no_student(site: Site) -> None:
+    """A teacher that went wrong: its rows of one task say the same word over and over."""
     before = site.versions()
+    with duckdb.connect(str(site.folder / "artifacts" / "tiny" / "udrl.duckdb")) as store:
+        (broken,) = store.execute("UPDATE rows SET text = 'lamp lamp lamp lamp lamp lamp' WHERE task = 'image'").fetchall()[0]
+    assert broken > 50
     settings = yaml.safe_load((site.folder / "params.yaml").read_text(encoding="utf-8"))
-    settings["quality"]["min_rows_per_task"] = 100_000
+    settings["intents"]["builtin"] += 2  # or nothing would be new
     (site.folder / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     run = site.materialise_all()
     assert run["status"] == "FAILURE"
     after = site.versions()
-    below = set(before) - {"intents", "teacher_corpus"}
-    assert {asset: after[asset] for asset in below} == {asset: before[asset] for asset in below}
-    site.open("/assets/labeled_dataset?view=checks", "rows_per_task")
+    assert {asset for asset in before if after[asset] != before[asset]} == {"intents", "teacher_corpus"}
+    site.open("/assets/labeled_dataset?view=checks", "quarantined_share")
     site.page.get_by_text("Failed").first.wait_for()
-    site.page.get_by_text("rows_per_task", exact=True).first.click()
+    site.page.get_by_text("quarantined_share", exact=True).first.click()
     site.picture("red-check.png", 1400, 1000)

@@ -124,6 +124,7 @@ class Deployment:
         bin = Path(sys.executable).parent
         command = [str(bin / "dagster"), "dev", "--port", str(self.port)] if self.webserver else [str(bin / "dagster-daemon"), "run"]
         command += ["-m", "assets.definitions"]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell's `&` ignores it, Dagster would ignore SIGTERM, too
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         try:
