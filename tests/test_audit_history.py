@@ -61,6 +61,17 @@ def test_a_version_that_a_later_run_finds_again_is_told_with_the_commit_of_both(
     assert lines[1:3] == [f"  run      run-1  at git {entry.first_git[0][:12]}", f"  again    run-4  at git {entry.git_sha[:12]}"]
 
 
+def test_the_same_content_from_other_inputs_is_told_with_the_inputs_of_both_runs(made: Workspace, params: Path) -> None:
+    for run, parent in (("run-4", "x"), ("run-5", "y")):
+        workspace = Workspace(made.settings, run_id=run)
+        workspace.begin_run()
+        record(workspace, "labeled_dataset", "d", fingerprint=f"of {parent}", parents={"teacher_corpus": parent})
+    lines = CliRunner().invoke(main, ["audit", "versions", "--params", str(params)]).stdout.splitlines()
+    assert [" ".join(line.split()[:3]) for line in lines[1:5]] == [
+        "from teacher_corpus x", "run run-4 at", "again run-5 at", "from teacher_corpus y",
+    ]  # fmt: skip
+
+
 def test_a_file_that_changes_while_a_run_goes_on_is_no_change_of_its_code(made: Workspace) -> None:
     git = ["git", "-C", str(made.settings.root), "-c", "user.name=n", "-c", "user.email=e"]
     subprocess.run([*git, "commit", "-qam", "more"], check=True)

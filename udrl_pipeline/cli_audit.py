@@ -62,14 +62,20 @@ def audit_versions(asset: str | None, as_json: bool, **chosen: Any) -> None:
         click.echo(_line(0, entry.version, entry.lost, verdict))
         if entry.state:
             click.echo(f"  state    {'in use' if entry.state == 'current' else entry.state}")
-        for parent, version in sorted(entry.version.parents.items()):
-            click.echo(f"  from     {parent} {version}")
+        _print_parents(entry.first)
         click.echo(cli_output.wrapped("  run      ", f"{entry.first.run_id}{_at_git(*entry.first_git)}"))
         if entry.version.run_id != entry.first.run_id:
             click.echo(cli_output.wrapped("  again    ", f"{entry.version.run_id}{_at_git(entry.git_sha, entry.git_dirty)}"))
+        if entry.version.parents != entry.first.parents:
+            _print_parents(entry.version)
         for change in entry.changes:
             click.echo(cli_output.wrapped("  changed  ", printable(f"{change.name}: {in_yaml(change.before)} -> {in_yaml(change.after)}")))
     click.echo("* current" if found else "no version yet: `udrl run` makes them")
+
+
+def _print_parents(made: "Version") -> None:
+    for parent, version in sorted(made.parents.items()):
+        click.echo(f"  from     {parent} {version}")
 
 
 def _store(chosen: dict[str, Any]) -> "Workspace":

@@ -47,7 +47,7 @@ class Entry:
             "parents": v.parents, "run_id": v.run_id, "git_sha": self.git_sha, "git_dirty": self.git_dirty, "params": v.params,
             "first_made": {
                 "run_id": self.first.run_id, "created_at": self.first.created_at.isoformat(),
-                "git_sha": self.first_git[0], "git_dirty": self.first_git[1],
+                "git_sha": self.first_git[0], "git_dirty": self.first_git[1], "parents": self.first.parents,
             },
             "code_version": v.code_version, "facts": v.facts, "files": v.files, "current": self.current, "before": self.before,
             **({"state": self.state} if self.state else {}),
