@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
 from benchmarks.operations import __main__ as operations
 from benchmarks.operations.deployment import Deployment, Endpoint, wait
@@ -83,8 +84,8 @@ def test_a_file_of_ideas_ends_in_a_promoted_student_and_a_report_and_the_same_fi
     assert len(runs(idle)) == 2
 
 
-def _ticks(deployment: Deployment) -> list[Any]:
-    [state] = [state for state in deployment.instance.all_instigator_state() if state.instigator_name == "new_intents"]
+def _ticks(deployment: Deployment, sensor: str = "new_intents") -> list[Any]:
+    [state] = [state for state in deployment.instance.all_instigator_state() if state.instigator_name == sensor]
     return list(deployment.instance.get_ticks(state.instigator_origin_id, state.selector_id))
 
 
@@ -177,6 +178,37 @@ def test_what_was_wiped_is_found_again_and_what_was_deleted_is_rebuilt(team: Dep
     assert team.wait_for_end(again) == dg.DagsterRunStatus.SUCCESS, team.failures(again)
     assert team.materialised(again) == made
     assert (folder / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_automation_makes_each_asset_once_when_there_are_new_ideas_and_nothing_when_there_are_none(team: Deployment) -> None:
+    def automatic() -> list[dg.DagsterRun]:
+        return [run for run in runs(team) if run.tags.get("udrl/because") == "new data version"]
+
+    def look_twice() -> None:
+        ticks = len(_ticks(team, "by_data_version"))
+        wait(lambda: len(_ticks(team, "by_data_version")) >= ticks + 2, 180, "two more looks")
+
+    whole = team.launch("everything")
+    assert team.wait_for_end(whole) == dg.DagsterRunStatus.SUCCESS, team.failures(whole)
+    before = team.materialised(whole)
+    team.turn_on("by_data_version")
+    wait(lambda: _ticks(team, "by_data_version"), 120, "a look")
+    look_twice()
+    assert automatic() == []
+
+    settings = yaml.safe_load((team.folder / "params.yaml").read_text(encoding="utf-8"))
+    settings["intents"]["builtin"] += 6
+    (team.folder / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    first = team.launch(assets=["intents"])
+    assert team.wait_for_end(first) == dg.DagsterRunStatus.SUCCESS, team.failures(first)
+    wait(lambda: any("promotion" in team.materialised(run.run_id) for run in automatic()), 900, "the last asset")
+    look_twice()
+    assert {run.status for run in automatic()} == {dg.DagsterRunStatus.SUCCESS}
+    made = [item for run in automatic() for item in team.materialised(run.run_id).items()]
+    assert sorted(asset for asset, _ in made) == sorted(DEFAULT - {"intents"})
+    assert {asset for asset, version in made if before[asset] == version} <= {"promotion"}  # which tells who is in use
 
 
 # -- the proof's own arithmetic ---------------------------------------------------------------------------------------------
