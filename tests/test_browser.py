@@ -35,12 +35,9 @@ SMALLER: dict[str, dict[str, Any]] = {
     "quality": {"min_rows_per_task": 10},
     "student": {"max_steps": 12, "save_every": 6},
     "rounds": {"intents": 8},
-    "evaluation": {
-        "intents": 4, "sweep_intents": 2, "quality_intents": 2, "length_intents": 2, "judge_rows": 2, "bootstrap": 100,
-        "latency_repeats": 1,
-    },
+    "evaluation": {"intents": 4, "sweep_intents": 2, "quality_intents": 2, "length_intents": 2, "judge_rows": 2, "bootstrap": 100},
     "schedule": {"cron": "* * * * *"},
-}  # fmt: skip
+}
 BY_SCHEDULE = [
     "intents",
     "teacher_corpus",

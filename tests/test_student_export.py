@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from test_student_fast import SPACE, save_student
 from test_student_initialise import TINY
 from udrl_pipeline import rewards
+from udrl_pipeline.audit.pending import outlook
 from udrl_pipeline.errors import CorruptArtifact, StudentError
 from udrl_pipeline.settings import Settings
 from udrl_pipeline.store.workspace import Version, Workspace
@@ -107,6 +109,16 @@ def test_what_a_killed_export_left_of_its_work_is_removed_by_the_next_run(worksp
     (workspace.scratch_folder(ASSET, made.fingerprint) / "exact").touch()
     assert export.build(workspace, "udrl").made_now is False
     assert not (workspace.folder / ".work" / ASSET).exists()
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_whoever_asks_what_a_run_would_make_leaves_the_work_of_one_that_is_under_way(workspace: Workspace, exported: bool) -> None:
+    if exported:
+        export.build(workspace, "udrl")
+    half = workspace.scratch_folder(ASSET, "under way") / "model.onnx"
+    half.touch()
+    told = outlook(workspace, {ASSET: partial(export.build, recipe_name="udrl")})
+    assert (half.exists(), told) == (True, {} if exported else {ASSET: "has no version yet"})
 
 
 def test_in_fp32_it_is_the_exact_graph_and_nothing_is_compared(workspace: Workspace, load: Callable[..., Settings]) -> None:

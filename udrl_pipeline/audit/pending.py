@@ -93,6 +93,9 @@ class _Rehearsal(Workspace):
     def lock(self, asset: str, wait_s: float = 30.0) -> Iterator[None]:
         yield  # nothing is made, so nobody has to wait
 
+    def drop_scratch(self, asset: str, name: str = "") -> None:
+        """Leave it: without a lock, a run may be at work there."""
+
     def fingerprint(self, asset: str, code_version: str, params: Any, parents: Mapping[str, str]) -> str:
         self._inputs = {"code_version": code_version, "params": params, "parents": dict(parents)}
         return super().fingerprint(asset, code_version, params, parents)
