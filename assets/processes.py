@@ -7,15 +7,24 @@ import threading
 
 import dagster as dg
 
-#: The host and the process that execute a run.
+#: The host and the process that execute a run, and the first digits of that run.
 PROCESS_TAG = "udrl/process"
 #: Set by executors that start each step as a job of a cluster, and look after it themselves (dagster-ray, dagster-k8s).
 STEP_ENV = "DAGSTER_RUN_STEP_KEY"
 THREAD = "end with the run"
 
 
-def process_tag(pid: int) -> dict[str, str]:
-    return {PROCESS_TAG: f"{socket.gethostname()}/{pid}"}
+def process_tag(run_id: str, pid: int) -> dict[str, str]:
+    return {PROCESS_TAG: f"{socket.gethostname()}/{pid}/{run_id[:8]}"}
+
+
+def process_of(run: dg.DagsterRun) -> tuple[str, int] | None:
+    """The host and the process that execute a run; None as long as no step of it has told.
+
+    A run that is tried again begins with the tags of the one before it. Its process is told by the tag that names the run itself.
+    """
+    host, process, of = [*run.tags.get(PROCESS_TAG, "").split("/"), "", "", ""][:3]
+    return (host, int(process)) if of and run.run_id.startswith(of) else None
 
 
 def end_with_the_run() -> int | None:
@@ -50,8 +59,8 @@ def close_lost_runs(instance: dg.DagsterInstance) -> list[str]:
 
 def is_gone(run: dg.DagsterRun) -> bool:
     """Whether the process that executed a run on this host has ended."""
-    host, _, process = run.tags.get(PROCESS_TAG, "").rpartition("/")
-    return host == socket.gethostname() and not _lives(int(process))
+    told = process_of(run)
+    return told is not None and told[0] == socket.gethostname() and not _lives(told[1])
 
 
 def _lives(process: int) -> bool:

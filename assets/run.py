@@ -108,7 +108,7 @@ def materialise(wish: Wish) -> Run:
                 "resources": {"store": {"config": {"overrides": wish.overrides}}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
-            tags=process_tag(os.getpid()),
+            tags=process_tag(run_id, os.getpid()),
             raise_on_error=False,
         )
     run = account(result.all_events, {name: steps[name].to_user_string() for name in wanted}, before)

@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.processes import PROCESS_TAG, is_gone
+from assets.processes import is_gone, process_of
 from assets.run import account, open_instance
 from udrl_pipeline import cli_output
 from udrl_pipeline.cli_status import show_status
@@ -58,13 +58,11 @@ def going_on(instance: dg.DagsterInstance) -> tuple[list[Running], list[Failed]]
     running, killed = [], []
     for record in instance.get_run_records(dg.RunsFilter(statuses=[*GOING, *WAITING])):
         run, since = record.dagster_run, _time(record.start_time)
-        process = run.tags.get(PROCESS_TAG, "").rpartition("/")[2]
+        told = process_of(run)
         if is_gone(run):
             killed.append(Failed("", since, "killed", "the process of this run was killed; the next run resumes", run.run_id))
         else:
-            running.append(
-                Running(run.run_id, "", since, "queued" if run.status in WAITING else "running", int(process) if process else None)
-            )
+            running.append(Running(run.run_id, "", since, "queued" if run.status in WAITING else "running", told[1] if told else None))
     return running, killed
 
 

@@ -80,7 +80,7 @@ class Store(dg.ConfigurableResource[Workspace]):
         """The workspace of a step, whose run is entered into the ledger under Dagster's run id. What the run sets otherwise stands in its
         log and beside what it makes. The step is measured until it ends."""
         if process := end_with_the_run():
-            context.instance.add_run_tags(context.run.run_id, process_tag(process))
+            context.instance.add_run_tags(context.run.run_id, process_tag(context.run.run_id, process))
         with metrics.failures_counted(context.asset_key.to_user_string()), Usage() as usage:
             workspace = self.workspace(context.run.run_id)
             if told := self.told():

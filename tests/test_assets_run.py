@@ -366,10 +366,11 @@ def test_a_killed_run_is_closed_and_holds_up_nobody(library: Library, project: P
     child = subprocess.Popen(["true"])
     child.wait()
     tags = {
-        "dead": process_tag(child.pid),
-        "alive": process_tag(os.getpid()),
-        "elsewhere": {PROCESS_TAG: f"elsewhere/{child.pid}"},
-        "old": {},
+        "dead": process_tag("dead", child.pid),
+        "alive": process_tag("alive", os.getpid()),
+        "elsewhere": {PROCESS_TAG: f"elsewhere/{child.pid}/elsewher"},
+        "tried again": process_tag("dead", child.pid),  # Dagster starts it with the tags of the run before it
+        "not told yet": {},
     }
     with open_instance() as instance:
         for name, of_it in tags.items():

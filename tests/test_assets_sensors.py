@@ -133,7 +133,7 @@ def test_a_run_whose_process_is_gone_is_closed() -> None:
     with dg.instance_for_test() as instance:
         ended = subprocess.Popen(["true"])
         ended.wait()
-        instance.add_run(dg.DagsterRun("everything", run_id="r1", status=dg.DagsterRunStatus.STARTED, tags=process_tag(ended.pid)))
+        instance.add_run(dg.DagsterRun("everything", run_id="r1", status=dg.DagsterRunStatus.STARTED, tags=process_tag("r1", ended.pid)))
         context = dg.build_sensor_context(instance=instance)
         told = [str(lost_runs(context).skip_message) for _ in range(2)]
         run = instance.get_run_by_id("r1")

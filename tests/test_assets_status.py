@@ -208,7 +208,7 @@ def test_a_run_of_dagster_is_running_queued_or_was_killed(told: Callable[..., An
             ("dead", dg.DagsterRunStatus.STARTED, child.pid),
             ("waits", dg.DagsterRunStatus.NOT_STARTED, None),
         ):
-            instance.add_run(dg.DagsterRun("job", run_id=name, status=status, tags=process_tag(process) if process else {}))
+            instance.add_run(dg.DagsterRun("job", run_id=name, status=status, tags=process_tag(name, process) if process else {}))
     found = told(as_json=True)
     assert {r["run_id"]: r["state"] for r in found["running"]} == {"alive": "running", "waits": "queued"}
     assert [(f["run_id"], f["cause"]) for f in found["failed"]] == [("dead", "killed")]
