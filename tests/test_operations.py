@@ -119,7 +119,7 @@ def test_a_wrong_value_ends_the_run_before_any_work_and_the_hook_is_told(team: D
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_cancelled_run_really_ends_and_is_rerun_from_its_failure(team: Deployment) -> None:
-    chosen = {"student": {"seed": 21}}
+    chosen = {"student": {"seed": 21, "epochs": 20.0}}  # long enough to be cancelled in
     run = team.launch("everything", config=chosen)
     team.wait_for_step(run, "student/udrl")
     before = team.materialised(run)
