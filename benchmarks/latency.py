@@ -261,7 +261,7 @@ def of_vllm(folder: Path, prompts: list[list[int]]) -> Subject:
         str(folder),
         dtype=precision.name(),
         enforce_eager=True,
-        max_model_len=1024,
+        max_model_len=max(map(len, prompts)) + NEW_TOKENS,
         enable_prefix_caching=False,
     )
 
